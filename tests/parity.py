@@ -1,0 +1,57 @@
+"""How two models are compared: with weights hot enough to show a mistake, and with tokens faint enough to show an epsilon.
+
+With the small weights of a fresh model attention is nearly uniform, norms hardly matter, and a wrong scale still "agrees" to 1e-7.
+"""
+
+import torch
+from torch import Tensor, nn
+
+SAME = 1e-5  # relative error below which two models are one
+DIFFERENT = 1e-2  # above which a mistake shows beyond doubt
+
+
+def heat(model: nn.Module, seed: int = 0, input_scale: float = 1.0) -> nn.Module:
+    """Give every parameter and buffer a value that matters, in place, and return the model in evaluation mode.
+
+    Matrices N(0, 2 / fan_in), scales of norms U(.5, 1.5), biases N(0, .3²), tokens and positions N(0, 1), running variances U(.5, 1.5).
+    input_scale shrinks all that tokens are first made of (patch embedding, class token, positions): 1e-3 makes them faint.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = (
+        "patch_embed.",
+        "conv_proj.",
+        "cls_token",
+        "class_token",
+        "reg_token",
+        "dist_token",
+        "pos_embed",
+        "encoder.pos_embedding",
+    )
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if not tensor.is_floating_point():
+            continue
+        if tensor.ndim <= 1 and name.endswith(("weight", "gamma", "running_var")):
+            value = 0.5 + torch.rand(tensor.shape, generator=generator)
+        elif tensor.ndim <= 1:
+            value = 0.3 * noise
+        elif name.endswith(("weight",)):
+            value = noise * (2 / tensor[0].numel()) ** 0.5
+        else:
+            value = noise
+        tensor.copy_(
+            value * (input_scale if name.startswith(first) else 1.0)
+        )  # state_dict shares memory with the model
+    return model.eval()
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """The length of the difference, as a share of the length of `theirs`."""
+    assert ours.shape == theirs.shape, f"{tuple(ours.shape)} beside {tuple(theirs.shape)}"
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@torch.no_grad()
+def disagreement(ours: nn.Module, theirs: nn.Module, images: Tensor) -> float:
+    """Relative error of the outputs of two models on the same images."""
+    return relative_error(ours(images), theirs(images))

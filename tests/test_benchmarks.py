@@ -1,0 +1,93 @@
+"""The benchmark scripts: what they store can be read, taken up again and trusted. Nothing here is timed."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lessons import ROOT
+
+from vit_course.lab import results as stored
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import bench  # noqa: E402
+import results  # noqa: E402
+
+
+@pytest.fixture
+def two_rows() -> results.Table:
+    short = results.Training(
+        "digits", "ViT", steps=2, crop=0.7, rotation=15.0, flip=False, precision="highest"
+    )
+    return results.Table("Short", several=(short,), single=(results.Baseline("digits", results.PIXELS),))
+
+
+def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
+    path = tmp_path / "short.json"
+    results.make(two_rows, path, seeds=[0])
+    first = json.loads(path.read_text())["rows"]
+    assert [(row["name"], row["seed"]) for row in first] == [(results.PIXELS, 0), ("ViT", 0)]
+
+    asked = []
+    train = results.Training.run
+    monkeypatch.setattr(results.Training, "run", lambda self, seed: asked.append(seed) or train(self, seed))
+    results.make(two_rows, path, seeds=[0, 1])
+    assert asked == [1]  # seed 0 and the baseline were stored
+    assert json.loads(path.read_text())["rows"][:2] == first
+    assert list(tmp_path.iterdir()) == [path]  # no temporary file is left
+
+
+def test_a_row_of_another_recipe_is_computed_again(two_rows, tmp_path):
+    path = tmp_path / "short.json"
+    results.make(two_rows, path, seeds=[0])
+    longer = results.Table("Short", several=(replace(two_rows.several[0], steps=3),))
+    results.make(longer, path, seeds=[0])
+    assert [row["recipe"]["steps"] for row in json.loads(path.read_text())["rows"]] == [3]
+
+
+@pytest.mark.parametrize("name", results.TABLES)
+def test_stored_tables_belong_to_today_s_recipes(name):
+    table = stored.load(name)
+    wanted = [(results.recipe(task), seed) for task, seed in results.TABLES[name].jobs((0, 1, 2))]
+    rows = [(row["recipe"], row["seed"]) for row in table["rows"]]
+    assert all(row in rows for row in wanted), f"run `make results`: {name} lacks rows of today's recipes"
+    assert table["title"] and table["date"] and table["machine"]["cpu"]
+    assert all(0 <= row["accuracy"] <= 1 and row["core_s"] > 0 for row in table["rows"])
+    assert str(Path.home()) not in json.dumps(table)
+
+
+def test_load_names_the_tables_there_are():
+    with pytest.raises(ValueError, match="no table 'nonsense'; there are "):
+        stored.load("nonsense")
+
+
+@pytest.mark.parametrize("do", bench.WORK.values(), ids=bench.WORK)
+@pytest.mark.parametrize("precision", bench.PRECISIONS)
+def test_a_switch_holds_for_its_row_only(precision, do):
+    family = bench.Family({bench.OURS: results.MODELS[results.VIT]}, batch=2, image_size=32)
+    with bench.PRECISIONS[precision]():
+        do(family.build(bench.OURS), family.images())
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_the_speed_table_is_whole(monkeypatch):
+    monkeypatch.setattr(bench, "version", lambda package: "1.0")  # vit-pytorch is there for `make bench` only
+    rows = [
+        bench.Row(
+            "ViT-Ti/16",
+            library,
+            "float32",
+            dict.fromkeys(bench.WORK, 10.0),
+            dict.fromkeys(bench.WORK, 1.0),
+            0.0,
+            None,
+        )
+        for library in bench.FAMILIES["ViT-Ti/16"].libraries
+    ]
+    lines = bench.table(rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    assert len({line.count("|") for line in lines}) == 1
+    assert all(name in bench.report(rows, rounds=1, threads=1) for name in bench.PACKAGES)

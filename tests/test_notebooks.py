@@ -1,0 +1,309 @@
+"""What stored notebooks must be, and proof that the guards which say so bite."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from execute import ExecutionError, execute, normalise, write
+from lesson import build, edit
+from lessons import ROOT, all_notebooks, lesson_paths
+from nbformat import NotebookNode
+from notebook_lint import lint
+
+NOTEBOOKS = ROOT / "notebooks"
+PICTURE = {
+    "output_type": "display_data",
+    "data": {"image/png": "AAAA", "text/plain": "a line"},
+    "metadata": {"image/png": {"alt": "a line"}},
+}
+FAILURE = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["ValueError: no"]}
+
+
+def printed(text: str) -> dict:
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+def test_lessons_are_numbered_from_zero_without_gaps():
+    numbers = [int(path.stem[:2]) for path in lesson_paths(NOTEBOOKS)]
+    assert numbers and numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize("path", all_notebooks(NOTEBOOKS), ids=lambda path: str(path.relative_to(NOTEBOOKS)))
+def test_stored_form(path):
+    assert lint(path) == []
+
+
+@pytest.fixture
+def lesson(write_lesson) -> Path:
+    """Gives a lesson without fault, between two neighbours."""
+    write_lesson("00_start_here", "# Start")
+    write_lesson("02_attention", "# Attention")
+    pairs = [cell for number in range(10) for cell in (f"Sentence {number}.", f"%%x = {number}")]
+    links = "[back](00_start_here.ipynb), [on](02_attention.ipynb#top), [paper](https://arxiv.org/abs/2010.11929), $f[i](x)$"
+    cells = [
+        "# 01 · Patching",
+        "%%#| default_exp patching",
+        links,
+        "%%print(1 + 1)",
+        "%%pictures.show(figure, alt='a line')",
+        *pairs,
+    ]
+    path = write_lesson("01_patching", *cells, outputs={2: [printed("2\n")], 3: [PICTURE]})
+    assert lint(path) == []
+    return path
+
+
+def change(path: Path, defect: Callable[[NotebookNode], object]) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    defect(notebook)
+    nbformat.write(notebook, path)
+
+
+def set_source(position: int, source: str) -> Callable[[NotebookNode], None]:
+    return lambda notebook: notebook.cells[position].update(source=source)
+
+
+def add_output(position: int, output: dict) -> Callable[[NotebookNode], None]:
+    return lambda notebook: notebook.cells[position].outputs.append(nbformat.from_dict(output))
+
+
+WIDGET = {
+    "output_type": "display_data",
+    "data": {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Slider()"},
+    "metadata": {},
+}
+DEFECTS = {
+    "a stripped output": (
+        lambda n: n.cells[3].update(outputs=[]),
+        "code cell 2 shows something, but no output is stored: 'print(1 + 1)'",
+    ),
+    "a stripped figure": (
+        lambda n: n.cells[4].update(outputs=[]),
+        "code cell 3 shows something, but no output is stored",
+    ),
+    "stripped counts": (
+        lambda n: n.cells[3].update(execution_count=None),
+        "code cell 2 has execution count None, not 2",
+    ),
+    "cells run out of order": (
+        lambda n: n.cells[3].update(execution_count=7),
+        "code cell 2 has execution count 7, not 2",
+    ),
+    "an error nobody meant": (add_output(3, FAILURE), "code cell 2 ended in ValueError without the tag"),
+    "a meant error that is gone": (
+        lambda n: n.cells[3].metadata.update(tags=["raises-exception"]),
+        "stores no error",
+    ),
+    "a figure without alt": (
+        lambda n: n.cells[4].outputs[0].update(metadata={}),
+        "code cell 3 shows a picture without text alternative",
+    ),
+    "a figure with empty alt": (
+        lambda n: n.cells[4].outputs[0].metadata["image/png"].update(alt=" "),
+        "code cell 3 shows a picture without text alternative",
+    ),
+    "a machine path in an output": (
+        add_output(3, printed("saved to /home/ada/course/run.pt\n")),
+        "holds the machine path '/home/ada'",
+    ),
+    "a machine path in a source": (
+        set_source(3, "print(open('/root/run.pt'))"),
+        "holds the machine path '/root/run.pt'",
+    ),
+    "a Windows path": (set_source(0, "Look in C:\\Users\\ada"), "holds the machine path 'C:\\\\Users'"),
+    "a remote image": (
+        set_source(0, "![a cat](https://example.org/cat.png)"),
+        "a picture from elsewhere: https://example.org/cat.png",
+    ),
+    "a remote image in HTML": (
+        set_source(0, '<img alt="a cat" src="//example.org/cat.png">'),
+        "a picture from elsewhere: //example.org",
+    ),
+    "a markdown image without words": (
+        set_source(0, "![](cat.png)"),
+        "a picture without text alternative: cat.png",
+    ),
+    "widget state": (lambda n: n.metadata.update(widgets={"state": {}}), "stores widget state"),
+    "a stored widget": (add_output(3, WIDGET), "code cell 2 stores a widget"),
+    "a dead link": (
+        set_source(0, "[next](99_nowhere.ipynb)"),
+        "links to 99_nowhere.ipynb, which does not exist",
+    ),
+    "no link on": (
+        set_source(2, "[back](00_start_here.ipynb)"),
+        "does not link to its neighbour 02_attention.ipynb",
+    ),
+    "another kernel": (
+        lambda n: n.metadata.kernelspec.update(name="mine"),
+        "its kernel is 'mine', not 'python3'",
+    ),
+    "editor metadata": (
+        lambda n: n.cells[1].metadata.update(collapsed=True),
+        "cell cell-1 has metadata 'collapsed'",
+    ),
+    "an old format": (
+        lambda n: (n.update(nbformat_minor=4), [cell.pop("id") for cell in n.cells]),
+        "has format 4.4, not 4.5",
+    ),
+    "too few cells": (lambda n: n.update(cells=n.cells[:7]), "has 7 cells; a lesson has 20 to 60"),
+    "three code cells in a row": (
+        lambda n: n.cells[2].update(nbformat.v4.new_code_cell("y = 1", id="cell-2")),
+        "4 code cells in a row, from '#| default_exp patching'",
+    ),
+    "no module": (set_source(1, "z = 1"), "makes the modules [], not ['patching']"),
+    "another module": (
+        set_source(1, "#| default_exp patches"),
+        "makes the modules ['patches'], not ['patching']",
+    ),
+    "a megabyte": (add_output(3, printed("x" * 1_100_000)), "takes 1.1 MB"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_lint_bites(lesson, name):
+    defect, message = DEFECTS[name]
+    change(lesson, defect)
+    assert message in "\n".join(lint(lesson))
+
+
+def test_lint_says_what_is_no_notebook(tmp_path):
+    path = tmp_path / "01_broken.ipynb"
+    path.write_text("{")
+    assert lint(path)[0].startswith("01_broken.ipynb is not a valid notebook")
+
+
+def test_solutions_are_excused_from_the_shape_of_a_lesson_only(write_lesson):
+    path = write_lesson(
+        "01_patching", "# Solutions", "%%x = 1", "%%x", "%%print(x)", folder="notebooks/solutions"
+    )
+    assert lint(path) == [
+        "01_patching.ipynb: code cell 3 shows something, but no output is stored: 'print(x)'"
+    ]
+
+
+FIGURE = """%%from matplotlib import pyplot as plt
+from vit_course.lab import pictures
+figure, axes = plt.subplots(figsize=(2, 1))
+axes.plot([1, 2])
+pictures.show(figure, alt="a line going up")"""
+
+
+@pytest.fixture
+def run_lesson(write_lesson):
+    """Gives a function that writes a small lesson and stores what it really shows."""
+
+    def run(name: str, *cells: str) -> Path:
+        path = write_lesson(name, *cells)
+        notebook = nbformat.read(path, as_version=4)
+        execute(notebook, path)
+        normalise(notebook)
+        write(notebook, path)
+        return path
+
+    return run
+
+
+def failures(*paths: Path) -> set[str]:
+    """Re-runs notebooks as `make test` does and returns the names of those that fail."""
+    options = [
+        "-c",
+        ROOT / "pyproject.toml",
+        "--rootdir",
+        paths[0].parent,
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+    ]
+    command = [sys.executable, "-m", "pytest", *options, *paths]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    passed = set(re.findall(r"^PASSED \S*?(\w+)\.ipynb::", result.stdout, re.MULTILINE))
+    failed = set(re.findall(r"^FAILED \S*?(\w+)\.ipynb::", result.stdout, re.MULTILINE))
+    assert passed | failed == {path.stem for path in paths}, result.stdout
+    return failed
+
+
+def test_running_again_bites(write_lesson, run_lesson):
+    good = run_lesson("01_good", FIGURE, "%%print(1 + 1)", "%%print(object(), '300x300')")
+    bad = [
+        write_lesson("02_wrong_number", "%%print(1 + 1)", outputs={1: [printed("3\n")]}),
+        write_lesson("03_figure_lost", "%%figure = 1", outputs={1: [PICTURE]}),
+        write_lesson("04_figure_with_other_words", FIGURE, outputs={1: [PICTURE]}),
+        write_lesson("05_size_is_no_address", "%%print('300x300')", outputs={1: [printed("300x400\n")]}),
+        write_lesson("06_output_too_many", "%%print(1)", outputs={1: []}),
+        write_lesson("07_exception", "%%1 / 0"),
+        write_lesson("08_raises_no_more", "%%print(1)", outputs={1: [FAILURE]}),
+    ]
+    change(bad[-1], lambda notebook: notebook.cells[0].metadata.update(tags=["raises-exception"]))
+    assert failures(good, *bad) == {path.stem for path in bad}
+
+
+def test_a_figure_is_stored_with_its_words(run_lesson):
+    path = run_lesson("01_figure", FIGURE)
+    (output,) = nbformat.read(path, as_version=4).cells[0].outputs
+    assert output.metadata == {"image/png": {"alt": "a line going up"}}
+    assert output.data["text/plain"] == "a line going up"
+    assert set(output.data) == {"image/png", "text/plain"} and len(output.data["image/png"]) > 500
+
+
+def test_what_is_stored_holds_nothing_of_the_machine(run_lesson):
+    path = run_lesson("01_slider", "Text", "%%import ipywidgets\nipywidgets.IntSlider()", "%%1 + 1")
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[1].outputs[0].data == {"text/plain": "IntSlider(value=0)"}
+    assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"} and all(
+        not cell.metadata for cell in notebook.cells
+    )
+    assert [cell.id for cell in notebook.cells] == ["cell-0", "cell-1", "cell-2"]
+
+
+def test_a_meant_error_keeps_its_last_line_only(write_lesson):
+    path = write_lesson("01_error", "%%def fail():\n    raise ValueError('no')", "%%fail()")
+    change(path, lambda notebook: notebook.cells[1].metadata.update(tags=["raises-exception"]))
+    notebook = nbformat.read(path, as_version=4)
+    execute(notebook, path)
+    normalise(notebook)
+    assert notebook.cells[1].outputs == [FAILURE] and notebook.cells[1].metadata == {
+        "tags": ["raises-exception"]
+    }
+
+
+@pytest.mark.parametrize(("source", "tags"), [("1 / 0", []), ("1 / 1", ["raises-exception"])])
+def test_a_failing_cell_is_named(write_lesson, source, tags):
+    path = write_lesson("01_error", "Text", "%%x = 1", f"%%{source}")
+    change(path, lambda notebook: notebook.cells[2].metadata.update(tags=tags))
+    with pytest.raises(ExecutionError, match=r"01_error.ipynb, code cell 2 \(id cell-2\)"):
+        execute(nbformat.read(path, as_version=4), path)
+
+
+def test_a_lesson_goes_to_text_and_back(write_lesson, tmp_path):
+    path = write_lesson("01_text", "# Title", "%%x = 1", "Text", "%%print(x)")
+    change(path, lambda notebook: notebook.cells[3].metadata.update(tags=["nbval-ignore-output"]))
+    view = edit("01", path.parent)
+    with pytest.raises(FileExistsError, match="01_text.py is there already"):
+        edit("01", path.parent)
+    view.write_text(view.read_text().replace("x = 1", "x = 1+1"))
+    assert build("01", path.parent) == path
+    notebook = nbformat.read(path, as_version=4)
+    assert [cell.id for cell in notebook.cells] == [f"cell-{position}" for position in range(4)]
+    assert notebook.cells[1].source == "x = 1 + 1" and notebook.cells[3].metadata == {
+        "tags": ["nbval-ignore-output"]
+    }
+    assert notebook.cells[3].outputs[0].text == "2\n"
+
+    stored = path.read_bytes()
+    view.write_text(view.read_text().replace("x = 1+1", "x = 1/0"))
+    with pytest.raises(ExecutionError, match="ZeroDivisionError"):
+        build("01", path.parent)
+    assert path.read_bytes() == stored and sorted(file.name for file in path.parent.iterdir()) == [
+        "01_text.ipynb",
+        "01_text.py",
+    ]

@@ -1,0 +1,581 @@
+"""The ViT is the published one, and every model of the course keeps the promises of a model."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from types import MethodType
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from vit_course.attention import record_attention
+from vit_course.lab.pretrained import from_timm, from_torchvision
+from vit_course.patching import ConvStem, resize_positions, sincos_positions
+from vit_course.vit import FeedForward, SimpleViT, TransformerBlock, ViT
+
+SMALL = {
+    "image_size": 16,
+    "patch_size": 4,
+    "num_classes": 5,
+    "dim": 32,
+    "depth": 2,
+    "heads": 2,
+    "mlp_dim": 64,
+}
+
+
+def small_vit(**changes) -> ViT:
+    return ViT(**SMALL | changes)
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*(shape or (4, 3, 16, 16)), generator=torch.Generator().manual_seed(seed))
+
+
+# ---- equal to the published models -----------------------------------------------------------------------------------------------------
+
+TIMM = {
+    "Ti/16": {"model": "vit_tiny_patch16_224"},
+    "S/16": {"model": "vit_small_patch16_224"},
+    "rectangular": {"img_size": (24, 48), "patch_size": (6, 8)},
+    "averaged": {"img_size": 32, "class_token": False, "global_pool": "avg", "fc_norm": False},
+    "features": {"img_size": 32, "num_classes": 0},
+    "averaged features": {
+        "img_size": 32,
+        "num_classes": 0,
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+    },
+    "grey, narrow heads": {"img_size": 32, "in_chans": 1, "num_heads": 8, "mlp_ratio": 1.5},
+    "dynamic sizes": {"img_size": 32, "dynamic_img_size": True},
+}
+TINY = {"patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 7}
+
+
+def timm_vit(model: str | None = None, **config) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(model) if model else timm.models.VisionTransformer(**TINY | config)
+
+
+def torchvision_vit(**config) -> VisionTransformer:
+    torch.manual_seed(0)
+    sizes = {
+        "image_size": 32,
+        "patch_size": 8,
+        "num_layers": 3,
+        "num_heads": 4,
+        "hidden_dim": 64,
+        "mlp_dim": 96,
+        "num_classes": 7,
+    }
+    return VisionTransformer(**sizes | config)
+
+
+def suited(model: nn.Module, batch: int = 2) -> Tensor:
+    """Images that a model of timm or torchvision was made for."""
+    if isinstance(model, VisionTransformer):
+        return images(batch, 3, model.image_size, model.image_size)
+    return images(batch, model.in_chans, *model.patch_embed.img_size)
+
+
+@pytest.mark.parametrize("config", TIMM.values(), ids=TIMM.keys())
+@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["hot", "faint"])
+def test_equal_to_timm(config: dict, input_scale: float) -> None:
+    theirs = heat(timm_vit(**config), input_scale=input_scale)
+    assert disagreement(from_timm(theirs), theirs, suited(theirs)) < SAME
+
+
+@pytest.mark.parametrize("name", ["Ti/16", "rectangular", "averaged"])
+def test_recorded_is_equal_to_timm_too(name: str) -> None:
+    """The explicit path, with weights kept, as well as the fused one."""
+    theirs = heat(timm_vit(**TIMM[name]))
+    ours = from_timm(theirs)
+    with record_attention(ours) as record:
+        assert disagreement(ours, theirs, suited(theirs)) < SAME
+    assert len(record) == len(theirs.blocks)
+
+
+@pytest.mark.parametrize("config", [{}, {"image_size": 48, "num_heads": 2}], ids=["32 px", "48 px"])
+@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["hot", "faint"])
+def test_equal_to_torchvision(config: dict, input_scale: float) -> None:
+    theirs = heat(torchvision_vit(**config), input_scale=input_scale)
+    assert disagreement(from_torchvision(theirs), theirs, suited(theirs)) < SAME
+
+
+def test_gradients_equal_to_timm() -> None:
+    theirs = heat(timm_vit(img_size=32))
+    ours = from_timm(theirs)
+    gradients = []
+    for model in (ours, theirs):
+        pixels = suited(theirs).requires_grad_()
+        model(pixels).square().sum().backward()
+        gradients.append(pixels.grad)
+    assert relative_error(*gradients) < SAME
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        # Keys meet every query with the same bias, which softmax does not see: both gradients of it are rounding.
+        if not name.endswith("attn.qkv.bias"):
+            assert relative_error(parameter.grad, other.grad) < 10 * SAME, name
+
+
+def wrong_scale(model: ViT) -> None:
+    """Scores divided by the width k of a head, not by its square root."""
+    for block in model.blocks:
+        k = block.attn.proj.in_features // block.attn.heads
+        for parameter in (block.attn.qkv.weight, block.attn.qkv.bias):
+            parameter.data.chunk(3)[0].mul_(k**-0.5)
+
+
+def no_scale(model: ViT) -> None:
+    for block in model.blocks:
+        k = block.attn.proj.in_features // block.attn.heads
+        for parameter in (block.attn.qkv.weight, block.attn.qkv.bias):
+            parameter.data.chunk(3)[0].mul_(k**0.5)
+
+
+def swapped_norms(model: ViT) -> None:
+    for block in model.blocks:
+        block.norm1, block.norm2 = block.norm2, block.norm1
+
+
+def heads_first(model: ViT) -> None:
+    """Rows of the joint matrix read as (h qkv k), not as (qkv h k)."""
+    for block in model.blocks:
+        for parameter in (block.attn.qkv.weight, block.attn.qkv.bias):
+            parameter.data.copy_(
+                rearrange(parameter.data, "(h qkv k) ... -> (qkv h k) ...", h=block.attn.heads, qkv=3)
+            )
+
+
+def keys_first(model: ViT) -> None:
+    for block in model.blocks:
+        for parameter in (block.attn.qkv.weight, block.attn.qkv.bias):
+            q, k, v = parameter.data.clone().chunk(3)
+            parameter.data.copy_(torch.cat([k, q, v]))
+
+
+def _with_block_forward(forward: Callable[[TransformerBlock, Tensor], Tensor]) -> Callable[[ViT], None]:
+    def mutate(model: ViT) -> None:
+        for block in model.blocks:
+            block.forward = MethodType(forward, block)
+
+    mutate.__name__ = forward.__name__
+    return mutate
+
+
+def post_norm(block: TransformerBlock, tokens: Tensor) -> Tensor:
+    tokens = block.norm1(tokens + block.attn(tokens))
+    return block.norm2(tokens + block.mlp(tokens))
+
+
+def no_residual(block: TransformerBlock, tokens: Tensor) -> Tensor:
+    tokens = tokens + block.attn(block.norm1(tokens))
+    return block.mlp(block.norm2(tokens))
+
+
+def parallel(block: TransformerBlock, tokens: Tensor) -> Tensor:
+    return tokens + block.attn(block.norm1(tokens)) + block.mlp(block.norm2(tokens))
+
+
+def no_class_position(model: ViT) -> None:
+    model.pos_embed.data[:, 0] = 0
+
+
+def shifted_positions(model: ViT) -> None:
+    model.pos_embed.data[:] = model.pos_embed.roll(1, dims=1)
+
+
+def transposed_patches(model: ViT) -> None:
+    model.patch_embed.proj.weight.data[:] = model.patch_embed.proj.weight.mT.clone()
+
+
+def no_last_norm(model: ViT) -> None:
+    model.norm = nn.Identity()
+
+
+def relu(model: ViT) -> None:
+    for block in model.blocks:
+        block.mlp.act = nn.ReLU()
+
+
+def wrong_epsilon(model: ViT) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+
+
+MUTANTS = [
+    wrong_scale, no_scale, swapped_norms, heads_first, keys_first, no_class_position, shifted_positions, transposed_patches,
+    no_last_norm, relu, *(_with_block_forward(forward) for forward in (post_norm, no_residual, parallel)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_parity_sees_mistakes(library: str, mutate: Callable[[ViT], None]) -> None:
+    theirs = heat(timm_vit(img_size=32) if library == "timm" else torchvision_vit())
+    ours = from_timm(theirs) if library == "timm" else from_torchvision(theirs)
+    assert disagreement(ours, theirs, suited(theirs)) < SAME
+    mutate(ours)
+    assert disagreement(ours, theirs, suited(theirs)) > DIFFERENT
+
+
+def test_parity_sees_a_wrong_epsilon_in_faint_tokens() -> None:
+    theirs = heat(timm_vit(img_size=32), input_scale=1e-3)
+    ours = from_timm(theirs)
+    wrong_epsilon(ours)
+    assert disagreement(ours, theirs, suited(theirs)) > DIFFERENT
+
+
+def test_parity_sees_an_approximate_gelu() -> None:
+    theirs = heat(timm_vit(img_size=32))
+    ours = from_timm(theirs)
+    for block in ours.blocks:
+        block.mlp.act = nn.GELU("tanh")
+    assert disagreement(ours, theirs, suited(theirs)) > 10 * SAME
+
+
+VARIANTS = {
+    "Ti/16": (192, 12, 3, 16, 5_717_416),
+    "S/16": (384, 12, 6, 16, 22_050_664),
+    "B/16": (768, 12, 12, 16, 86_567_656),
+    "B/32": (768, 12, 12, 32, 88_224_232),
+    "L/16": (1024, 24, 16, 16, 304_326_632),
+    "L/32": (1024, 24, 16, 32, 306_535_400),
+    "H/14": (1280, 32, 16, 14, 632_045_800),
+}
+
+
+@pytest.mark.parametrize(
+    ("dim", "depth", "heads", "patch_size", "count"), VARIANTS.values(), ids=VARIANTS.keys()
+)
+def test_parameter_counts_are_the_published_ones(
+    dim: int, depth: int, heads: int, patch_size: int, count: int
+) -> None:
+    with torch.device("meta"):
+        model = ViT(
+            image_size=224,
+            patch_size=patch_size,
+            num_classes=1000,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            mlp_dim=4 * dim,
+        )
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_small_parameter_counts() -> None:
+    sizes = {
+        "image_size": 32,
+        "patch_size": 4,
+        "num_classes": 10,
+        "dim": 64,
+        "depth": 2,
+        "heads": 4,
+        "mlp_dim": 256,
+    }
+    assert sum(parameter.numel() for parameter in ViT(**sizes).parameters()) == 108_106
+    # Without class token, and with positions that are no parameters.
+    assert sum(parameter.numel() for parameter in SimpleViT(**sizes).parameters()) == 108_106 - 64 - 65 * 64
+
+
+# ---- what every model of the course promises -------------------------------------------------------------------------------------------
+# Later models join here: a name, and a function from changes of the constructor's arguments to a model for (b, 3, 16, 16) and 5 classes.
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "ViT": small_vit,
+    "ViT mean": lambda **changes: small_vit(pool="mean", **changes),
+    "ViT wide heads": lambda **changes: small_vit(dim_head=24, **changes),
+    "ViT stem": lambda **changes: small_vit(patch_embedding=ConvStem(patch_size=4, dim=32), **changes),
+    "SimpleViT": lambda **changes: SimpleViT(**SMALL | changes),
+}
+DROPOUTS = {name: {} if name == "SimpleViT" else {"dropout": 0.3, "emb_dropout": 0.3} for name in MODELS}
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name](**DROPOUTS[name]).eval()
+
+
+def test_evaluation_is_deterministic_and_training_is_not(model: nn.Module, name: str) -> None:
+    with torch.no_grad():
+        outputs = torch.stack([model(images()) for _ in range(8)])
+        assert (outputs == outputs[0]).all(), "dropout is active in evaluation"
+        if DROPOUTS[name]:
+            model.train()
+            assert not torch.equal(model(images()), model(images())), "dropout does nothing in training"
+
+
+def test_output_depends_on_the_input_at_init(model: nn.Module) -> None:
+    with torch.no_grad():
+        one, other = model(images(seed=1)), model(images(seed=2))
+    assert relative_error(one, other) > 0.01
+    assert one.std(dim=0).min() > 1e-4, "some logit is the same for every image"
+
+
+def test_every_parameter_gets_a_gradient(model: nn.Module) -> None:
+    F.cross_entropy(model(images()), torch.arange(4)).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+
+
+def test_samples_do_not_see_each_other(model: nn.Module) -> None:
+    batch = images()
+    others = torch.cat([batch[:1], 10 * images(seed=3)[1:]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch)[:1], model(others)[:1])
+        torch.testing.assert_close(model(batch)[:1], model(batch[:1]))
+
+
+def test_a_batch_can_be_learned_by_heart(name: str) -> None:
+    torch.manual_seed(0)
+    model, batch, labels = MODELS[name](), images(8, 3, 16, 16), torch.arange(8) % 5
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(batch), labels)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+def test_seed_decides_the_weights(name: str) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(torch.cat([tensor.flatten() for tensor in MODELS[name]().state_dict().values()]))
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_copies_and_files(model: nn.Module, name: str) -> None:
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    loaded = MODELS[name](**DROPOUTS[name]).eval()
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    with torch.no_grad():
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
+            assert torch.equal(twin(images()), model(images()))
+        twin = copy.deepcopy(model)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert not torch.equal(twin(images()), model(images())), "the copy shares memory with the original"
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 16), (4, 32)])
+def test_other_image_sizes(model: nn.Module, size: tuple[int, int]) -> None:
+    pixels = images(2, 3, *size).requires_grad_()
+    logits = model(pixels)
+    assert logits.shape == (2, 5) and logits.isfinite().all()
+    logits.sum().backward()
+    assert (pixels.grad.abs().sum(dim=(0, 1)) > 0).all(), "some pixel is not seen"
+
+
+def test_precisions(model: nn.Module) -> None:
+    with torch.no_grad():
+        logits = model(images())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative_error(model(images()).float(), logits) < 0.05
+        half = copy.deepcopy(model).bfloat16()
+        assert relative_error(half(images().bfloat16()).float(), logits) < 0.05
+        assert half(images(2, 3, 8, 16).bfloat16()).dtype == torch.bfloat16
+        double = copy.deepcopy(model).double()
+        assert relative_error(double(images().double()).float(), logits) < SAME
+
+
+def test_compiles_in_one_piece(name: str) -> None:
+    """The graph is caught without a break; turning it into machine code is PyTorch's part, and takes a compiler and a minute."""
+    torch._dynamo.reset()
+    model = MODELS[name](depth=1).eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert relative_error(compiled(images()), model(images())) < SAME
+
+
+def test_exports_with_any_batch_size() -> None:
+    model = small_vit(depth=1).eval()
+    program = torch.export.export(
+        model, (images(),), dynamic_shapes=({0: torch.export.Dim("b", min=2)},)
+    ).module()
+    assert relative_error(program(images(7, 3, 16, 16)), model(images(7, 3, 16, 16))) < SAME
+
+
+def test_backbone_protocol(model: nn.Module) -> None:
+    """forward is forward_features and forward_head; forward_tokens goes on from patch_embed; the parts fit other sizes too."""
+    with torch.no_grad():
+        for size, grid in (((16, 16), None), ((8, 24), (2, 6))):
+            batch = images(2, 3, *size)
+            features = model.forward_features(batch)
+            tokens = model.patch_embed(batch)
+            assert features.shape == (2, model.num_prefix_tokens + tokens.shape[1], model.num_features)
+            assert torch.equal(model.forward_head(features), model(batch))
+            assert torch.equal(model.forward_tokens(tokens, grid), features)
+            torch.testing.assert_close(
+                features.mean(dim=-1), torch.zeros(features.shape[:2]), atol=1e-5, rtol=0
+            )  # normalised
+
+
+# ---- what only the ViT promises --------------------------------------------------------------------------------------------------------
+
+
+def test_positions_decide_whether_order_matters() -> None:
+    model = heat(small_vit())
+    tokens = images(2, 16, 32)
+    shuffled = tokens[:, torch.randperm(16, generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        assert (
+            relative_error(model.forward_tokens(shuffled)[:, 0], model.forward_tokens(tokens)[:, 0])
+            > DIFFERENT
+        )
+        model.pos_embed[:, 1:] = 0
+        assert relative_error(model.forward_tokens(shuffled)[:, 0], model.forward_tokens(tokens)[:, 0]) < SAME
+
+
+def test_pooling() -> None:
+    tokens = images(2, 17, 32)
+    with torch.no_grad():
+        for num_classes in (0, 5):
+            model = heat(small_vit(num_classes=num_classes))
+            assert torch.equal(model.forward_head(tokens), model.head(tokens[:, 0]))
+            model = heat(small_vit(num_classes=num_classes, pool="mean"))
+            torch.testing.assert_close(model.forward_head(tokens), model.head(tokens.mean(dim=1)))
+            assert model.cls_token is None
+
+
+def test_positions_are_resized_for_other_sizes() -> None:
+    model = heat(small_vit())
+    assert torch.equal(model.positions((4, 4)), model.pos_embed[0])
+    assert torch.equal(model.positions((2, 6)), resize_positions(model.pos_embed[0], (4, 4), (2, 6), 1))
+
+
+def test_simple_vit_is_a_vit_with_fixed_positions() -> None:
+    torch.manual_seed(0)
+    simple, plain = SimpleViT(**SMALL), small_vit(pool="mean")
+    assert not any(isinstance(module, nn.Dropout) and module.p for module in simple.modules())
+    assert "pos_embed" not in simple.state_dict() and "pos_embed" not in dict(simple.named_parameters())
+    plain.load_state_dict(simple.state_dict() | {"pos_embed": sincos_positions((4, 4), 32)[None]})
+    with torch.no_grad():
+        assert relative_error(simple(images()), plain(images())) < SAME
+    assert torch.equal(simple.positions((2, 6)), sincos_positions((2, 6), 32))
+    assert simple.double().positions((2, 6)).dtype == torch.float64
+
+
+def test_simple_vit_beside_timm() -> None:
+    theirs = heat(timm_vit(img_size=32, class_token=False, global_pool="avg", fc_norm=False))
+    theirs.pos_embed.data[:] = sincos_positions((4, 4), 64)
+    sizes = {
+        "image_size": 32,
+        "patch_size": 8,
+        "num_classes": 7,
+        "dim": 64,
+        "depth": 3,
+        "heads": 4,
+        "mlp_dim": 256,
+    }
+    ours = SimpleViT(**sizes)
+    ours.load_state_dict(
+        {name: tensor for name, tensor in theirs.state_dict().items() if name != "pos_embed"}
+    )
+    assert disagreement(ours, theirs, suited(theirs)) < SAME
+
+
+def test_linear_layers_start_xavier_uniform() -> None:
+    """Each of q, k and v for itself: a bound for the joint matrix would be smaller by the square root of two."""
+    torch.manual_seed(0)
+    model = ViT(image_size=32, patch_size=8, num_classes=10, dim=128, depth=1, heads=2, mlp_dim=256)
+    block = model.blocks[0]
+    for matrix in (
+        *block.attn.qkv.weight.chunk(3),
+        block.attn.proj.weight,
+        block.mlp.fc1.weight,
+        block.mlp.fc2.weight,
+        model.head.weight,
+    ):
+        bound = (6 / sum(matrix.shape)) ** 0.5
+        assert 0.98 * bound < matrix.abs().max() <= bound
+    assert all((parameter == 0).all() for key, parameter in model.named_parameters() if key.endswith("bias"))
+    assert 0.018 < model.pos_embed.std() < 0.022
+
+
+def test_own_patch_embedding() -> None:
+    class Zeros(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return torch.zeros(len(pixels), 16, 32)
+
+    with torch.no_grad():
+        model = small_vit(patch_embedding=Zeros())
+        assert torch.equal(model(images(seed=1)), model(images(seed=2)))
+    assert small_vit(patch_embedding=(stem := ConvStem(patch_size=4, dim=32))).patch_embed is stem
+
+
+BAD_CALLS = {
+    "image_size": (lambda: small_vit(image_size=(30, 32)), ValueError, r"\(30, 32\)"),
+    "image_size type": (lambda: small_vit(image_size=16.0), TypeError, "16.0"),
+    "image_size triple": (lambda: small_vit(image_size=(16, 16, 3)), TypeError, r"\(16, 16, 3\)"),
+    "patch_size zero": (lambda: small_vit(patch_size=0), ValueError, "0"),
+    "patch_size bool": (lambda: small_vit(patch_size=True), TypeError, "True"),
+    "num_classes": (lambda: small_vit(num_classes=-1), ValueError, "-1"),
+    "num_classes type": (lambda: small_vit(num_classes="5"), TypeError, "'5'"),
+    "dim type": (lambda: small_vit(dim="64"), TypeError, "'64'"),
+    "dim and heads": (lambda: small_vit(heads=3), ValueError, "32.* 3"),
+    "depth": (lambda: small_vit(depth=0), ValueError, "depth .* 0"),
+    "heads": (lambda: small_vit(heads=0), ValueError, "heads .* 0"),
+    "dim_head": (lambda: small_vit(dim_head=0), ValueError, "dim_head .* 0"),
+    "mlp_dim": (lambda: small_vit(mlp_dim=2.5), TypeError, "2.5"),
+    "channels": (lambda: small_vit(channels=0), ValueError, "channels .* 0"),
+    "dropout": (lambda: small_vit(dropout=2.0), ValueError, "2.0"),
+    "dropout type": (lambda: small_vit(dropout="some"), TypeError, "'some'"),
+    "emb_dropout": (lambda: small_vit(emb_dropout=-0.5), ValueError, "-0.5"),
+    "emb_dropout nan": (lambda: small_vit(emb_dropout=float("nan")), ValueError, "nan"),
+    "pool": (lambda: small_vit(pool="max"), ValueError, "'max'"),
+    "patch_embedding": (lambda: small_vit(patch_embedding="conv"), TypeError, "'conv'"),
+    "patch_embedding shape": (
+        lambda: small_vit(patch_embedding=nn.Flatten())(images()),
+        ValueError,
+        r"\(4, 768\)",
+    ),
+    "no images": (lambda: small_vit()([1, 2]), TypeError, r"\[1, 2\]"),
+    "bytes": (lambda: small_vit()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), TypeError, "uint8"),
+    "one image": (lambda: small_vit()(images(3, 16, 16)), ValueError, r"\(3, 16, 16\)"),
+    "grey images": (lambda: small_vit()(images(4, 1, 16, 16)), ValueError, r"3 channels, got 1"),
+    "odd images": (lambda: small_vit()(images(4, 3, 16, 18)), ValueError, r"\(16, 18\)"),
+    "token width": (lambda: small_vit().forward_tokens(images(2, 16, 31)), ValueError, r"\(2, 16, 31\)"),
+    "token number": (lambda: small_vit().forward_tokens(images(2, 15, 32)), ValueError, r"\(2, 15, 32\)"),
+    "token grid": (lambda: small_vit().forward_tokens(images(2, 16, 32), (2, 6)), ValueError, "2 by 6"),
+    "grid type": (lambda: small_vit().forward_tokens(images(2, 16, 32), "4x4"), TypeError, "'4x4'"),
+    "features": (lambda: small_vit().forward_head(images(2, 32)), ValueError, r"\(2, 32\)"),
+    "simple dim": (lambda: SimpleViT(**SMALL | {"dim": 34}), ValueError, "34"),
+    "block tokens": (
+        lambda: TransformerBlock(dim=8, heads=2, mlp_dim=8)(images(2, 3, 6)),
+        ValueError,
+        r"\(2, 3, 6\)",
+    ),
+    "block heads": (lambda: TransformerBlock(dim=8, heads=3, mlp_dim=8), ValueError, "8.* 3"),
+    "feed-forward tokens": (
+        lambda: FeedForward(dim=8, hidden_dim=8)(images(2, 3, 6)),
+        ValueError,
+        r"\(2, 3, 6\)",
+    ),
+    "feed-forward type": (lambda: FeedForward(dim=8, hidden_dim=8)(7), TypeError, "7"),
+    "feed-forward width": (lambda: FeedForward(dim=8, hidden_dim=0), ValueError, "hidden_dim .* 0"),
+    "feed-forward dropout": (lambda: FeedForward(dim=8, hidden_dim=8, dropout=1.5), ValueError, "1.5"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "words"), BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_bad_input_is_named(call: Callable, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()

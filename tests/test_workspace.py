@@ -1,0 +1,88 @@
+"""The learner's copies: made once, never touched again."""
+
+import subprocess
+import sys
+
+import pytest
+from lessons import ROOT
+from workspace import copy_missing, fresh_copy
+
+
+@pytest.fixture
+def folders(tmp_path, write_lesson):
+    write_lesson("00_start_here", "# Start")
+    write_lesson("02_attention", "# Attention")
+    write_lesson("02_attention", "# Solved", folder="notebooks/solutions")
+    write_lesson("notes", "# no lesson")
+    return tmp_path / "notebooks", tmp_path / "work"
+
+
+def names(work):
+    return sorted(str(path.relative_to(work)) for path in work.rglob("*") if path.is_file())
+
+
+def test_lessons_and_solutions_are_copied(folders):
+    notebooks, work = folders
+    copy_missing(notebooks, work)
+    assert names(work) == ["00_start_here.ipynb", "02_attention.ipynb", "solutions/02_attention.ipynb"]
+    assert (work / "02_attention.ipynb").read_bytes() == (notebooks / "02_attention.ipynb").read_bytes()
+
+
+def test_a_copy_that_exists_is_never_touched(folders):
+    notebooks, work = folders
+    copy_missing(notebooks, work)
+    (work / "02_attention.ipynb").write_text("my answer")
+    (work / "00_start_here.ipynb").unlink()
+    assert copy_missing(notebooks, work) == [work / "00_start_here.ipynb"]
+    assert (work / "02_attention.ipynb").read_text() == "my answer"
+
+
+def test_an_interrupted_copy_is_no_copy(folders):
+    notebooks, work = folders
+    work.mkdir()
+    (work / ".02_attention.ipynb.part").write_text("half")
+    copy_missing(notebooks, work)
+    assert (work / "02_attention.ipynb").read_bytes() == (notebooks / "02_attention.ipynb").read_bytes()
+    assert names(work) == ["00_start_here.ipynb", "02_attention.ipynb", "solutions/02_attention.ipynb"]
+
+
+def test_fresh_copies_stand_beside_the_old_ones(folders):
+    notebooks, work = folders
+    copy_missing(notebooks, work)
+    (work / "02_attention.ipynb").write_text("my answer")
+    fresh = [
+        fresh_copy(lesson, notebooks, work).name
+        for lesson in ("02", "02_attention", "notebooks/02_attention.ipynb")
+    ]
+    assert fresh == ["02_attention.fresh.ipynb", "02_attention.fresh2.ipynb", "02_attention.fresh3.ipynb"]
+    assert fresh_copy("solutions/02", notebooks, work) == work / "solutions" / "02_attention.fresh.ipynb"
+    assert (work / "02_attention.ipynb").read_text() == "my answer"
+
+
+def test_a_fresh_copy_of_a_lesson_without_one_has_its_plain_name(folders):
+    assert fresh_copy("02", *folders).name == "02_attention.ipynb"
+
+
+@pytest.mark.parametrize("lesson", ["7", "attention", "", "2"])
+def test_an_unknown_lesson_is_answered_with_the_lessons_there_are(folders, lesson):
+    with pytest.raises(
+        ValueError, match=f"no lesson is called '{lesson}'; the lessons are: 00_start_here, 02_attention"
+    ):
+        fresh_copy(lesson, *folders)
+    assert not folders[1].exists()
+
+
+def test_no_lessons_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there are no lessons"):
+        copy_missing(tmp_path, tmp_path / "work")
+
+
+def test_the_command_line_answers_in_a_sentence():
+    result = subprocess.run(
+        [sys.executable, "tools/workspace.py", "--fresh", "77"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (
+        result.returncode == 1
+        and result.stderr.startswith("no lesson is called '77'")
+        and "Traceback" not in result.stderr
+    )

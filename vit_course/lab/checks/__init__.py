@@ -1,0 +1,33 @@
+"""Checks for the exercises: `from vit_course.lab import check`, then `check.name(your_function)`.
+
+Each lesson's exercises stand in a module of its own here, as data: the solution, the cases to compare, and the wrong answers that are
+recognised. A check judges values, says what share of them is right and names the mistake where it knows it.
+"""
+
+from collections.abc import Callable
+
+from .attention import EXERCISES as ATTENTION
+from .exercise import Exercise, Result
+from .patching import EXERCISES as PATCHING
+from .start import EXERCISES as START
+from .training import EXERCISES as TRAINING
+from .vit import EXERCISES as VIT
+
+EXERCISES: dict[str, Exercise] = {
+    exercise.name: exercise for exercise in START + PATCHING + ATTENTION + VIT + TRAINING
+}
+
+
+class Check:
+    """`check.name(function)` judges the answer to the exercise of that name and returns a Result."""
+
+    def __getattr__(self, name: str) -> Callable[[Callable], Result]:
+        if name not in EXERCISES:
+            raise AttributeError(f"there is no exercise {name!r}; there are {', '.join(EXERCISES)}")
+        return EXERCISES[name].check
+
+    def __dir__(self) -> list[str]:
+        return list(EXERCISES)
+
+
+check = Check()

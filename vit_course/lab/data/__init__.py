@@ -1,0 +1,35 @@
+"""Image sets for the lessons, all in the one form of `ImageSet`, with the same splits and seeds everywhere.
+
+| set | pictures | needs |
+|---|---|---|
+| `digits()` | real handwriting, 1 × 8 × 8, ten classes | nothing |
+| `photo(name)`, `photos()` | real colour photographs, whole and in crops; `PHOTO_CREDITS` says whose | nothing |
+| `shapes(level)` | generated scenes with label, exact mask and box, at three levels | nothing |
+| `image_folder(path)` | a learner's own pictures, one sub-folder per class | the pictures |
+| `cifar10()`, `published(name)` | sets that torchvision can fetch | a network, once |
+"""
+
+from .folder import image_folder
+from .handwriting import digits
+from .image_set import MEAN, STD, ImageSet, normalise
+from .photographs import PHOTO_CREDITS, Credit, photo, photos
+from .published import cifar10, published
+from .scenes import LEVELS, boxes_around, shapes
+
+__all__ = [
+    "LEVELS",
+    "MEAN",
+    "PHOTO_CREDITS",
+    "STD",
+    "Credit",
+    "ImageSet",
+    "boxes_around",
+    "cifar10",
+    "digits",
+    "image_folder",
+    "normalise",
+    "photo",
+    "photos",
+    "published",
+    "shapes",
+]
