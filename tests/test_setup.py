@@ -73,7 +73,9 @@ def test_the_wheel_holds_the_package_with_its_scripts_styles_and_results_and_not
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    kept = [path for path in (source / "vit_course").rglob("*") if path.suffix in {".py", ".js", ".css", ".json"}]
+    kept = [
+        path for path in (source / "vit_course").rglob("*") if path.suffix in {".py", ".js", ".css", ".json"}
+    ]
     assert sorted(names) == sorted(str(path.relative_to(source)) for path in kept)
     assert "vit_course/lab/__init__.py" in names
 
