@@ -1,8 +1,8 @@
 """Published models come in as the course's own, or adapted; what ours do not compute is refused by name."""
 
 import copy
+import importlib
 import pickle
-import runpy
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_course.attention import MultiHeadAttention, record_attention, rollout
-from vit_course.lab import pretrained
 from vit_course.lab.pretrained import adapt, from_dino, from_timm, from_torchvision
 from vit_course.vit import SimpleViT, ViT
 
@@ -212,12 +211,14 @@ def test_unknown_models_are_a_type_error(call: Callable, words: str) -> None:
 
 
 def test_timm_is_only_needed_for_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm is not among the course's dependencies: the module, run anew, can do without."""
+    """timm is not among the course's dependencies: the package, imported anew, can do without."""
+    for module in [name for name in sys.modules if name.startswith("vit_course.lab.pretrained")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "timm", None)
-    fresh = runpy.run_path(pretrained.__file__)
-    fresh["adapt"](torchvision_vit())
+    fresh = importlib.import_module("vit_course.lab.pretrained")
+    fresh.adapt(torchvision_vit())
     with pytest.raises(ImportError, match="from_timm needs timm: pip install timm"):
-        fresh["from_timm"]("vit_tiny_patch16_224")
+        fresh.from_timm("vit_tiny_patch16_224")
 
 
 # ---- adapters --------------------------------------------------------------------------------------------------------------------------

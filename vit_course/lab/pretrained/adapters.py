@@ -1,267 +1,18 @@
-"""Published weights in the course's models, and published models on the course's benches.
+"""Models of timm and torchvision that speak the course's backbone protocol."""
 
-`from_timm`, `from_torchvision` and `from_dino` copy weights into a model of the course that gives the same logits. `adapt` leaves a model
-of timm or torchvision what it is and only makes it speak the course's backbone protocol, so that `record_attention`, the explorer and the
-later lessons can use it. Nothing is downloaded unless published weights are asked for by name.
-"""
-
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from einops import rearrange
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 from vit_course.attention import attention
 from vit_course.patching import pair, patch_grid, require_images, require_tokens, resize_positions
-from vit_course.vit import ViT
 
-# ---- weights ---------------------------------------------------------------------------------------------------------------------------
-
-
-def from_timm(model: nn.Module | str, pretrained: bool = False) -> nn.Module:
-    """The course's model with the weights, and so the logits, of one of timm.
-
-    model: a model of timm, or the name of one. pretrained: for a name, download its published weights.
-    Returns a model of its own, with copied weights, on the same device; dropout, which only training has, is left off.
-    Raises ValueError for a name or a variant that the course's models do not compute, naming what differs; TypeError for anything else;
-    ConnectionError where published weights cannot be had; ImportError without timm.
-    """
-    timm = _import_timm("from_timm")
-    if isinstance(model, str):
-        if not timm.is_model(model):
-            raise ValueError(f"timm has no model {model!r}")
-        model = _download(model, lambda: timm.create_model(model, pretrained=pretrained), wanted=pretrained)
-    return _convert(model, "timm", {"VisionTransformer": _vit_from_timm})
-
-
-def from_torchvision(model: nn.Module | str, weights: object = None) -> nn.Module:
-    """The course's model with the weights, and so the logits, of one of torchvision.
-
-    model: a model of torchvision, or the name of one. weights: for a name, the published weights to download, "DEFAULT" for example.
-    Returns, and raises, as `from_timm` does.
-    """
-    if isinstance(model, str):
-        if model not in torchvision.models.list_models():
-            raise ValueError(f"torchvision has no model {model!r}")
-        if (
-            isinstance(weights, str)
-            and weights not in torchvision.models.get_model_weights(model).__members__
-        ):
-            raise ValueError(f"torchvision has no weights {weights!r} for {model}")
-        model = _download(
-            model, lambda: torchvision.models.get_model(model, weights=weights), wanted=weights is not None
-        )
-    return _convert(model, "torchvision", {"VisionTransformer": _vit_from_torchvision})
-
-
-def from_dino(checkpoint: dict[str, Tensor] | str | Path) -> ViT:
-    """The backbone that Caron et al. 2021 published for DINO, as the course's ViT without classes.
-
-    checkpoint: one of their files, or what it holds: a backbone alone, or a full checkpoint, of which the teacher is taken.
-    Returns a ViT that gives class token features (b, d). All their ViTs have square images and heads of width 64.
-    Raises ValueError for a file or dictionary that holds no such backbone. DINO is the subject of lesson 10.
-    """
-    if not isinstance(checkpoint, dict):
-        checkpoint = torch.load(Path(checkpoint), map_location="cpu", weights_only=True)
-    teacher = checkpoint.get("teacher", checkpoint)
-    state = {
-        re.sub(r"^(module\.)?(backbone\.)?", "", name): tensor
-        for name, tensor in teacher.items()
-        if "head." not in name
-    }
-    if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} <= state.keys():
-        raise ValueError(
-            f"this is not a checkpoint of a DINO ViT; it holds {', '.join(list(checkpoint)[:5])} …"
-        )
-    dim, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch_size
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    mlp_dim = len(state["blocks.0.mlp.fc1.weight"])
-    return _filled(
-        state, image_size=side, patch_size=patch_size, num_classes=0, dim=dim, depth=depth, heads=max(1, dim // 64), mlp_dim=mlp_dim,
-        channels=channels,
-    )  # fmt: skip
-
-
-def _import_timm(caller: str):
-    """timm, which only those need who want its models."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"{caller} needs timm: pip install timm") from error
-    return timm
-
-
-def _download(name: str, create: Callable[[], nn.Module], wanted: bool) -> nn.Module:
-    """The created model; where its weights were wanted from the network, any failure becomes one sentence."""
-    try:
-        return create()
-    except Exception as error:  # every library on the way to a hub has errors of its own
-        if not wanted:
-            raise
-        raise ConnectionError(
-            f"the published weights of {name} could not be had; is there a network? ({error})"
-        ) from error
-
-
-def _convert(
-    model: nn.Module, library: str, converters: dict[str, Callable[[nn.Module], nn.Module]]
-) -> nn.Module:
-    """Our model for a foreign one, by the converter for exactly its class: a subclass may compute something else."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"from_{library} needs a model of {library} or its name, got {model!r}")
-    kind = type(model)
-    if not kind.__module__.startswith(f"{library}.") or kind.__name__ not in converters:
-        raise TypeError(
-            f"from_{library} takes {library}'s {', '.join(converters)}, got {kind.__module__}.{kind.__name__}"
-        )
-    ours = converters[kind.__name__](model)
-    return ours.to(next(model.parameters())).train(model.training)
-
-
-def _filled(state: dict[str, Tensor], **config) -> ViT:
-    """A ViT of this configuration, with these weights and no others."""
-    model = ViT(**config)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"these weights are not those of a ViT with {config}: {error}") from error
-    return model
-
-
-def _refuse(library: str, findings: dict[str, bool]) -> None:
-    """One ValueError that names everything a foreign model does and ours does not."""
-    found = [name for name, is_there in findings.items() if is_there]
-    if found:
-        raise ValueError(
-            f"the course's ViT cannot take over this model of {library}; it differs in: {', '.join(found)}"
-        )
-
-
-def _is_our_norm(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.LayerNorm) and layer.eps == 1e-6
-
-
-def _is_our_gelu(layer: nn.Module) -> bool:
-    return type(layer).__name__ == "GELU" and getattr(layer, "approximate", "none") == "none"
-
-
-def _is_identity(layer: nn.Module | None) -> bool:
-    return layer is None or isinstance(layer, nn.Identity)
-
-
-def _vit_from_timm(model: nn.Module) -> ViT:
-    """Our ViT for timm's VisionTransformer; the submodules have the same names."""
-    from timm.layers import PatchEmbed
-    from timm.models.vision_transformer import Attention, Block
-
-    embedding, blocks = model.patch_embed, list(model.blocks)
-    has_class, pool = model.cls_token is not None, model.global_pool
-    plain = all(type(block) is Block and type(block.attn) is Attention for block in blocks)
-    _refuse(
-        "timm",
-        {
-            f"its patch embedding, {type(embedding).__name__}": type(embedding) is not PatchEmbed
-            or not _is_identity(embedding.norm),
-            "its blocks": not plain,
-            "LayerScale (init_values)": any(
-                not _is_identity(getattr(block, "ls1", None)) for block in blocks
-            ),
-            "normalised queries and keys (qk_norm)": plain
-            and any(not _is_identity(block.attn.q_norm) for block in blocks),
-            "a norm inside attention (scale_attn_norm)": plain
-            and any(not _is_identity(getattr(block.attn, "norm", None)) for block in blocks),
-            "a norm inside the feed-forward layer (scale_mlp_norm)": plain
-            and any(not _is_identity(getattr(block.mlp, "norm", None)) for block in blocks),
-            "gated attention": plain
-            and any(getattr(block.attn, "gate", None) is not None for block in blocks),
-            "no bias for queries, keys and values (qkv_bias)": plain
-            and any(block.attn.qkv.bias is None for block in blocks),
-            "its activation (act_layer), which is not the exact GELU": plain
-            and any(not _is_our_gelu(block.mlp.act) for block in blocks),
-            "its norms, which are not LayerNorm with eps 1e-6": plain
-            and any(not _is_our_norm(norm) for block in blocks for norm in (block.norm1, block.norm2)),
-            "register tokens (reg_tokens)": getattr(model, "reg_token", None) is not None,
-            "a norm before the blocks (pre_norm)": not _is_identity(model.norm_pre),
-            "no learned positions (pos_embed)": model.pos_embed is None,
-            "no position for the class token (no_embed_class)": has_class and model.no_embed_class,
-            "a norm after pooling (fc_norm)": not _is_identity(model.fc_norm),
-            "its final norm (final_norm)": _is_identity(model.fc_norm) and not _is_our_norm(model.norm),
-            "attention pooling (attn_pool)": getattr(model, "attn_pool", None) is not None,
-            f"its pooling (global_pool={pool!r}{' with' if has_class else ' without'} a class token)": (
-                has_class,
-                pool,
-            )
-            not in ((True, "token"), (False, "avg")),
-        },
-    )
-    attention = blocks[0].attn
-    return _filled(
-        model.state_dict(), image_size=embedding.img_size, patch_size=embedding.patch_size, num_classes=model.num_classes,
-        dim=model.embed_dim, depth=len(blocks), heads=attention.num_heads, dim_head=attention.qkv.out_features // 3 // attention.num_heads,
-        mlp_dim=blocks[0].mlp.fc1.out_features, channels=embedding.proj.in_channels, pool="cls" if has_class else "mean",
-    )  # fmt: skip
-
-
-# torchvision's names and ours. Queries, keys and values lie in one matrix in the same order in both.
-_TORCHVISION_NAMES = {
-    r"^class_token": "cls_token",
-    r"^conv_proj": "patch_embed.proj",
-    r"^encoder\.pos_embedding": "pos_embed",
-    r"^encoder\.ln": "norm",
-    r"^encoder\.layers\.encoder_layer_(\d+)\.": r"blocks.\1.",
-    r"\.ln_([12])\.": r".norm\1.",
-    r"\.self_attention\.in_proj_": ".attn.qkv.",
-    r"\.self_attention\.out_proj\.": ".attn.proj.",
-    r"\.mlp\.0\.": ".mlp.fc1.",
-    r"\.mlp\.3\.": ".mlp.fc2.",
-    r"^heads\.head\.": "head.",
-}
-
-
-def _vit_from_torchvision(model: TorchvisionViT) -> ViT:
-    """Our ViT for torchvision's VisionTransformer."""
-    blocks = list(model.encoder.layers)
-    head = getattr(
-        model.heads, "head", model.heads
-    )  # people who want features put an Identity in the place of `heads` or of `head`
-    _refuse(
-        "torchvision",
-        {
-            "its convolutional stem (conv_stem_configs)": not isinstance(model.conv_proj, nn.Conv2d),
-            "a hidden layer in its head (representation_size)": not _is_identity(model.heads)
-            and len(model.heads) > 1,
-            "its head": not _is_identity(head) and not isinstance(head, nn.Linear),
-            "its norms, which are not LayerNorm with eps 1e-6": any(
-                not _is_our_norm(norm)
-                for norm in (
-                    model.encoder.ln,
-                    *(norm for block in blocks for norm in (block.ln_1, block.ln_2)),
-                )
-            ),
-            "its activation, which is not the exact GELU": any(
-                not _is_our_gelu(block.mlp[1]) for block in blocks
-            ),
-        },
-    )
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for theirs, ours in _TORCHVISION_NAMES.items():
-            name = re.sub(theirs, ours, name)
-        state[name] = tensor
-    return _filled(
-        state, image_size=model.image_size, patch_size=model.patch_size, num_classes=getattr(head, "out_features", 0),
-        dim=model.hidden_dim, depth=len(blocks), heads=blocks[0].num_heads, mlp_dim=model.mlp_dim, channels=model.conv_proj.in_channels,
-    )  # fmt: skip
-
-
-# ---- adapters --------------------------------------------------------------------------------------------------------------------------
+from .comparison import is_identity
 
 
 def adapt(model: nn.Module) -> nn.Module:
@@ -482,7 +233,7 @@ class _TimmAdapter(_ViTAdapter):
 
     @staticmethod
     def _check_pooling(model: nn.Module) -> None:
-        if not _is_identity(model.fc_norm) and model.global_pool != "avg":
+        if not is_identity(model.fc_norm) and model.global_pool != "avg":
             raise TypeError(
                 f"adapt does not know a ViT that normalises after pooling with global_pool={model.global_pool!r}"
             )
@@ -507,7 +258,7 @@ class _TimmAdapter(_ViTAdapter):
                 model.pos_embed, tokens, grid, self.num_prefix_tokens
             )
         tokens = model.norm(model.blocks(model.norm_pre(model.patch_drop(model.pos_drop(tokens)))))
-        return tokens if _is_identity(model.fc_norm) else self._normalise(tokens)
+        return tokens if is_identity(model.fc_norm) else self._normalise(tokens)
 
     def _normalise(self, tokens: Tensor) -> Tensor:
         """Where timm normalises after pooling: every token with the spread of their mean, so that pooling and norm change places exactly.
@@ -520,7 +271,7 @@ class _TimmAdapter(_ViTAdapter):
 
     def forward_head(self, features: Tensor) -> Tensor:
         require_tokens(features, self.num_features)
-        if _is_identity(self.model.fc_norm):
+        if is_identity(self.model.fc_norm):
             return self.model.forward_head(features)
         return self.model.head(self.model.head_drop(self.model.pool(features)))
 
