@@ -1,15 +1,11 @@
 """The ViT is the published one, and every model of the course keeps the promises of a model."""
 
-import copy
-import io
-import pickle
 from collections.abc import Callable
 from types import MethodType
 
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from parity import DIFFERENT, SAME, disagreement, heat, relative_error
 from torch import Tensor, nn
@@ -285,147 +281,6 @@ def test_small_parameter_counts() -> None:
     assert sum(parameter.numel() for parameter in ViT(**sizes).parameters()) == 108_106
     # Without class token, and with positions that are no parameters.
     assert sum(parameter.numel() for parameter in SimpleViT(**sizes).parameters()) == 108_106 - 64 - 65 * 64
-
-
-# ---- what every model of the course promises -------------------------------------------------------------------------------------------
-# Later models join here: a name, and a function from changes of the constructor's arguments to a model for (b, 3, 16, 16) and 5 classes.
-
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "ViT": small_vit,
-    "ViT mean": lambda **changes: small_vit(pool="mean", **changes),
-    "ViT wide heads": lambda **changes: small_vit(dim_head=24, **changes),
-    "ViT stem": lambda **changes: small_vit(patch_embedding=ConvStem(patch_size=4, dim=32), **changes),
-    "SimpleViT": lambda **changes: SimpleViT(**SMALL | changes),
-}
-DROPOUTS = {name: {} if name == "SimpleViT" else {"dropout": 0.3, "emb_dropout": 0.3} for name in MODELS}
-
-
-@pytest.fixture(params=MODELS)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return MODELS[name](**DROPOUTS[name]).eval()
-
-
-def test_evaluation_is_deterministic_and_training_is_not(model: nn.Module, name: str) -> None:
-    with torch.no_grad():
-        outputs = torch.stack([model(images()) for _ in range(8)])
-        assert (outputs == outputs[0]).all(), "dropout is active in evaluation"
-        if DROPOUTS[name]:
-            model.train()
-            assert not torch.equal(model(images()), model(images())), "dropout does nothing in training"
-
-
-def test_output_depends_on_the_input_at_init(model: nn.Module) -> None:
-    with torch.no_grad():
-        one, other = model(images(seed=1)), model(images(seed=2))
-    assert relative_error(one, other) > 0.01
-    assert one.std(dim=0).min() > 1e-4, "some logit is the same for every image"
-
-
-def test_every_parameter_gets_a_gradient(model: nn.Module) -> None:
-    F.cross_entropy(model(images()), torch.arange(4)).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
-
-
-def test_samples_do_not_see_each_other(model: nn.Module) -> None:
-    batch = images()
-    others = torch.cat([batch[:1], 10 * images(seed=3)[1:]])
-    with torch.no_grad():
-        torch.testing.assert_close(model(batch)[:1], model(others)[:1])
-        torch.testing.assert_close(model(batch)[:1], model(batch[:1]))
-
-
-def test_a_batch_can_be_learned_by_heart(name: str) -> None:
-    torch.manual_seed(0)
-    model, batch, labels = MODELS[name](), images(8, 3, 16, 16), torch.arange(8) % 5
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(batch), labels)
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.05
-
-
-def test_seed_decides_the_weights(name: str) -> None:
-    states = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        states.append(torch.cat([tensor.flatten() for tensor in MODELS[name]().state_dict().values()]))
-    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
-
-
-def test_copies_and_files(model: nn.Module, name: str) -> None:
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    loaded = MODELS[name](**DROPOUTS[name]).eval()
-    loaded.load_state_dict(torch.load(file, weights_only=True))
-    with torch.no_grad():
-        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
-            assert torch.equal(twin(images()), model(images()))
-        twin = copy.deepcopy(model)
-        for parameter in twin.parameters():
-            parameter.zero_()
-        assert not torch.equal(twin(images()), model(images())), "the copy shares memory with the original"
-
-
-@pytest.mark.parametrize("size", [(8, 8), (24, 16), (4, 32)])
-def test_other_image_sizes(model: nn.Module, size: tuple[int, int]) -> None:
-    pixels = images(2, 3, *size).requires_grad_()
-    logits = model(pixels)
-    assert logits.shape == (2, 5) and logits.isfinite().all()
-    logits.sum().backward()
-    assert (pixels.grad.abs().sum(dim=(0, 1)) > 0).all(), "some pixel is not seen"
-
-
-def test_precisions(model: nn.Module) -> None:
-    with torch.no_grad():
-        logits = model(images())
-        with torch.autocast("cpu", torch.bfloat16):
-            assert relative_error(model(images()).float(), logits) < 0.05
-        half = copy.deepcopy(model).bfloat16()
-        assert relative_error(half(images().bfloat16()).float(), logits) < 0.05
-        assert half(images(2, 3, 8, 16).bfloat16()).dtype == torch.bfloat16
-        double = copy.deepcopy(model).double()
-        assert relative_error(double(images().double()).float(), logits) < SAME
-
-
-def test_compiles_in_one_piece(name: str) -> None:
-    """The graph is caught without a break; turning it into machine code is PyTorch's part, and takes a compiler and a minute."""
-    torch._dynamo.reset()
-    model = MODELS[name](depth=1).eval()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert relative_error(compiled(images()), model(images())) < SAME
-
-
-def test_exports_with_any_batch_size() -> None:
-    model = small_vit(depth=1).eval()
-    program = torch.export.export(
-        model, (images(),), dynamic_shapes=({0: torch.export.Dim("b", min=2)},)
-    ).module()
-    assert relative_error(program(images(7, 3, 16, 16)), model(images(7, 3, 16, 16))) < SAME
-
-
-def test_backbone_protocol(model: nn.Module) -> None:
-    """forward is forward_features and forward_head; forward_tokens goes on from patch_embed; the parts fit other sizes too."""
-    with torch.no_grad():
-        for size, grid in (((16, 16), None), ((8, 24), (2, 6))):
-            batch = images(2, 3, *size)
-            features = model.forward_features(batch)
-            tokens = model.patch_embed(batch)
-            assert features.shape == (2, model.num_prefix_tokens + tokens.shape[1], model.num_features)
-            assert torch.equal(model.forward_head(features), model(batch))
-            assert torch.equal(model.forward_tokens(tokens, grid), features)
-            torch.testing.assert_close(
-                features.mean(dim=-1), torch.zeros(features.shape[:2]), atol=1e-5, rtol=0
-            )  # normalised
 
 
 # ---- what only the ViT promises --------------------------------------------------------------------------------------------------------
