@@ -26,8 +26,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vit_course.cait import CaiT
 from vit_course.lab.results import describe_machine
+from vit_course.max_vit import MaxViT
 from vit_course.vit import ViT
+from vit_course.xcit import XCiT
 
 OURS = "vit_course"
 SAVED = Path(__file__).parent / "results" / "speed.md"
@@ -75,6 +78,12 @@ def vit_of_vit_pytorch(dim: int) -> nn.Module:
     return TheirViT(**published_sizes(dim))
 
 
+def max_vit_of_torchvision() -> nn.Module:
+    from torchvision.models import maxvit_t
+
+    return maxvit_t()
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture in several libraries, ours among them, at one batch of square images."""
@@ -119,6 +128,26 @@ FAMILIES: dict[str, Family] = {
             "torchvision": lambda: vit_of_torchvision(384),
             "vit-pytorch": lambda: vit_of_vit_pytorch(384),
         }
+    ),
+    "CaiT-XXS24": Family(
+        {
+            OURS: lambda: CaiT(**published_sizes(192) | {"depth": 24, "heads": 4}),
+            "timm": lambda: from_timm("cait_xxs24_224"),
+        }
+    ),
+    "XCiT-N12/16": Family(
+        {
+            OURS: lambda: XCiT(**published_sizes(128) | {"heads": 4}, tokens_norm=False),
+            "timm": lambda: from_timm("xcit_nano_12_p16_224"),
+        }
+    ),
+    "MaxViT-T": Family(
+        {
+            OURS: lambda: MaxViT(num_classes=1000, dim=64, depth=(2, 2, 5, 2)),
+            "torchvision": max_vit_of_torchvision,
+            "timm": lambda: from_timm("maxvit_tiny_tf_224"),
+        },
+        batch=2,
     ),
 }
 
@@ -299,10 +328,13 @@ def report(rows: list[Row], rounds: int, threads: int) -> str:
     """The table with what a reader needs to judge it."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     clock = "process time" if threads == 1 else "wall-clock time"
+    batches = ", ".join(
+        f"{FAMILIES[name].batch} for {name}" for name in dict.fromkeys(row.family for row in rows)
+    )
     return f"""# Speed beside the published libraries
 
 {date.today().isoformat()}, {describe_machine()["cpu"]}, {platform.system()}, Python {platform.python_version()}, {packages}.
-{threads} thread(s), {clock}, batches of {FAMILIES[rows[0].family].batch}, median of {rounds} interleaved rounds. Made by `make bench`.
+{threads} thread(s), {clock}, batches of {batches}, median of {rounds} interleaved rounds. Made by `make bench`.
 
 {table(rows)}
 

@@ -32,15 +32,16 @@ from vit_course.patching import ConvStem
 from vit_course.training import augment, evaluate, fit
 from vit_course.vit import ViT
 
+# The recipes were chosen by their accuracy on the test scenes of seed 0; the tables are measured on scenes that no choice has seen.
+UNSEEN = 1
+
 
 @cache
 def image_sets(data: str) -> tuple[ImageSet, ImageSet]:
     """Training and test images of 'digits' or of a level of `shapes`."""
-    return (
-        (digits("train"), digits("test"))
-        if data == "digits"
-        else (shapes(data, "train"), shapes(data, "test"))
-    )
+    if data == "digits":
+        return digits("train"), digits("test")
+    return shapes(data, "train"), shapes(data, "test", seed=UNSEEN)
 
 
 # --- What is trained ----------------------------------------------------------------------------------------------------------------
@@ -248,9 +249,9 @@ TABLES: dict[str, Table] = {
 
 
 def recipe(task: Task) -> dict:
-    """All that a row depends on, in plain numbers and words; scenes with the numbers of their level."""
-    level = {"level": asdict(LEVELS[task.data])} if task.data in LEVELS else {}
-    return json.loads(json.dumps(asdict(task) | level))  # as it comes back from a file: lists for tuples
+    """All that a row depends on, in plain numbers and words; scenes with the numbers of their level and the seed of the test scenes."""
+    scenes = {"level": asdict(LEVELS[task.data]), "test_seed": UNSEEN} if task.data in LEVELS else {}
+    return json.loads(json.dumps(asdict(task) | scenes))  # as it comes back from a file: lists for tuples
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -13,7 +13,8 @@ DIFFERENT = 1e-2  # above which a mistake shows beyond doubt
 def heat(model: nn.Module, seed: int = 0, input_scale: float = 1.0) -> nn.Module:
     """Give every parameter and buffer a value that matters, in place, and return the model in evaluation mode.
 
-    Matrices N(0, 2 / fan_in), scales of norms U(.5, 1.5), biases N(0, .3²), tokens and positions N(0, 1), running variances U(.5, 1.5).
+    Matrices N(0, 2 / fan_in), scales of norms U(.5, 1.5), biases N(0, .3²), tokens and positions N(0, 1), running variances U(.5, 1.5),
+    temperatures U(5, 15).
     input_scale shrinks all that tokens are first made of (patch embedding, class token, positions): 1e-3 makes them faint.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -31,12 +32,16 @@ def heat(model: nn.Module, seed: int = 0, input_scale: float = 1.0) -> nn.Module
         noise = torch.randn(tensor.shape, generator=generator)
         if not tensor.is_floating_point():
             continue
-        if tensor.ndim <= 1 and name.endswith(("weight", "gamma", "running_var")):
+        if tensor.ndim <= 1 and name.endswith(
+            ("weight", "gamma", "gamma1", "gamma2", "gamma3", "gamma_1", "gamma_2", "running_var")
+        ):
             value = 0.5 + torch.rand(tensor.shape, generator=generator)
         elif tensor.ndim <= 1:
             value = 0.3 * noise
         elif name.endswith(("weight",)):
             value = noise * (2 / tensor[0].numel()) ** 0.5
+        elif name.endswith("temperature"):  # of XCiT: it multiplies cosines, which are small
+            value = 10 * (0.5 + torch.rand(tensor.shape, generator=generator))
         else:
             value = noise
         tensor.copy_(

@@ -190,10 +190,7 @@ def test_what_differs_is_refused_by_name(call: Callable, words: str) -> None:
     [
         (lambda: from_timm(5), "5"),
         (lambda: from_timm(timm.create_model("resnet10t")), "resnet.ResNet"),
-        (
-            lambda: from_timm(timm.create_model("deit_tiny_distilled_patch16_224")),
-            "VisionTransformerDistilled",
-        ),
+        (lambda: from_timm(timm.create_model("swin_tiny_patch4_window7_224")), "SwinTransformer"),
         (lambda: from_timm(torchvision_vit()), "torchvision.models"),
         (lambda: from_torchvision(timm_vit()), "timm.models"),
         (lambda: from_torchvision("resnet18"), "ResNet"),

@@ -10,6 +10,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+from browser import chromium_path, node_path
 from lessons import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -54,9 +55,6 @@ def test_the_wheel_holds_the_package_with_its_scripts_styles_and_results_and_not
     for name in ("vit_course", "tools", "tests", "notebooks"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (source / "vit_course" / "lab" / "explorer").mkdir(exist_ok=True)
-    for name in ("__init__.py", "planted.js", "planted.css"):
-        (source / "vit_course" / "lab" / "explorer" / name).touch()
     command = [
         sys.executable,
         "-m",
@@ -77,7 +75,9 @@ def test_the_wheel_holds_the_package_with_its_scripts_styles_and_results_and_not
         path for path in (source / "vit_course").rglob("*") if path.suffix in {".py", ".js", ".css", ".json"}
     ]
     assert sorted(names) == sorted(str(path.relative_to(source)) for path in kept)
-    assert "vit_course/lab/__init__.py" in names
+    assert {
+        f"vit_course/lab/explorer/{name}" for name in ("__init__.py", "explorer.js", "explorer.css")
+    } <= set(names)
 
 
 def test_code_and_notebooks_are_in_standard_form():
@@ -195,6 +195,48 @@ def test_lab_stays_on_this_machine_with_its_token(make):
 def test_ci_runs_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK) and "make test" in script.read_text()
+
+
+@pytest.mark.parametrize(
+    ("there", "installed"),
+    [
+        ((), "chromium nodejs"),
+        (("chromium",), "nodejs"),
+        (("node",), "chromium"),
+        (("chromium", "node"), None),
+    ],
+)
+def test_ci_installs_the_browser_and_node_where_they_are_missing(tmp_path, there, installed):
+    programs, log = tmp_path / "bin", tmp_path / "log"
+    programs.mkdir()
+    for name in ("bash", "dirname", "env"):
+        (programs / name).symlink_to(shutil.which(name))
+    for name in ("apt-get", "make", *there):
+        (programs / name).write_text(f'#!/bin/bash\necho "{name} $* CI=${{CI:-}}" >> {log}\n')
+        (programs / name).chmod(0o755)
+    environment = {"PATH": str(programs)}
+    subprocess.run([ROOT / ".ci" / "run"], env=environment, check=True)
+    *before, last = log.read_text().splitlines()
+    assert last == "make test CI=true"
+    assert [line.split()[1] for line in before] == (["update", "install"] if installed else [])
+    assert not installed or f"--no-install-recommends {installed} CI=" in before[1]
+
+
+def test_without_a_browser_a_test_is_skipped_with_a_sentence_but_not_on_ci(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("VIT_COURSE_CHROMIUM", raising=False)
+    monkeypatch.delenv("CI", raising=False)
+    for path, sentence in (
+        (chromium_path, "apt-get install chromium"),
+        (node_path, "apt-get install nodejs"),
+    ):
+        with pytest.raises(pytest.skip.Exception, match=sentence):
+            path()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="this test needs Chromium"):
+        chromium_path()
+    monkeypatch.setenv("VIT_COURSE_CHROMIUM", sys.executable)
+    assert chromium_path() == sys.executable
 
 
 def test_every_target_of_help_is_there(make):

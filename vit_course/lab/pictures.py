@@ -229,7 +229,7 @@ def draw_image(axis: Axes, image: Tensor) -> None:
     """Draw one image (c, h, w) in 0..1, grey or colour, without smoothing, on an axis of yours."""
     image = image.detach().cpu().clamp(0, 1)
     axis.imshow(
-        image[0] if image.shape[0] == 1 else image.permute(1, 2, 0),
+        (image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)).numpy(),
         cmap="gray",
         vmin=0,
         vmax=1,

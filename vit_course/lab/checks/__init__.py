@@ -7,14 +7,29 @@ recognised. A check judges values, says what share of them is right and names th
 from collections.abc import Callable
 
 from .attention import EXERCISES as ATTENTION
+from .cait import EXERCISES as CAIT
+from .distillation import EXERCISES as DISTILLATION
+from .evaluation import EXERCISES as EVALUATION
 from .exercise import Exercise, Result
+from .max_vit import EXERCISES as MAX_VIT
 from .patching import EXERCISES as PATCHING
 from .start import EXERCISES as START
 from .training import EXERCISES as TRAINING
 from .vit import EXERCISES as VIT
+from .xcit import EXERCISES as XCIT
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise for exercise in START + PATCHING + ATTENTION + VIT + TRAINING
+    exercise.name: exercise
+    for exercise in START
+    + PATCHING
+    + ATTENTION
+    + VIT
+    + TRAINING
+    + CAIT
+    + XCIT
+    + MAX_VIT
+    + DISTILLATION
+    + EVALUATION
 }
 
 

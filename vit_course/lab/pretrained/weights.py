@@ -5,11 +5,23 @@ from collections.abc import Callable
 import torchvision
 from torch import nn
 
+from .cait import cait_from_timm
+from .distillation import distilled_vit_from_timm
+from .max_vit import max_vit_from_torchvision
 from .vit import vit_from_timm, vit_from_torchvision
+from .xcit import xcit_from_timm
 
 # A converter takes a foreign model of exactly the class it stands under.
-FROM_TIMM: dict[str, Callable[[nn.Module], nn.Module]] = {"VisionTransformer": vit_from_timm}
-FROM_TORCHVISION: dict[str, Callable[[nn.Module], nn.Module]] = {"VisionTransformer": vit_from_torchvision}
+FROM_TIMM: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "VisionTransformer": vit_from_timm,
+    "VisionTransformerDistilled": distilled_vit_from_timm,
+    "Cait": cait_from_timm,
+    "Xcit": xcit_from_timm,
+}
+FROM_TORCHVISION: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "VisionTransformer": vit_from_torchvision,
+    "MaxVit": max_vit_from_torchvision,
+}
 
 
 def from_timm(model: nn.Module | str, pretrained: bool = False) -> nn.Module:

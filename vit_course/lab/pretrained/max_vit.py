@@ -1,0 +1,123 @@
+"""torchvision's MaxViT as the course's."""
+
+import re
+
+from torch import nn
+from torchvision.models.maxvit import MaxVit
+
+from vit_course.max_vit import MaxViT
+
+from .comparison import filled, is_our_gelu, refuse
+
+# torchvision's names and ours. Queries, keys and values lie in one matrix in the same order in both.
+_NAMES = {
+    r"^stem\.0\.0\.": "stem.conv1.",
+    r"^stem\.0\.1\.": "stem.norm1.",
+    r"^stem\.1\.0\.": "stem.conv2.",
+    r"^blocks\.(\d+)\.layers\.(\d+)\.layers\.": r"stages.\1.\2.",
+    r"\.MBconv\.proj\.": ".conv.shortcut.",
+    r"\.MBconv\.layers\.": ".conv.branch.",
+    r"\.conv_a\.0\.": ".expand.",
+    r"\.conv_a\.1\.": ".norm1.",
+    r"\.conv_b\.0\.": ".depthwise.",
+    r"\.conv_b\.1\.": ".norm2.",
+    r"\.squeeze_excitation\.": ".se.",
+    r"\.conv_c\.": ".project.",
+    r"\.window_attention\.": ".block.",
+    r"\.grid_attention\.": ".grid.",
+    r"\.attn_layer\.0\.": ".norm1.",
+    r"\.attn_layer\.1\.to_qkv\.": ".attn.qkv.",
+    r"\.attn_layer\.1\.merge\.": ".attn.proj.",
+    r"\.attn_layer\.1\.": ".attn.",
+    r"\.mlp_layer\.0\.": ".norm2.",
+    r"\.mlp_layer\.1\.": ".mlp.fc1.",
+    r"\.mlp_layer\.3\.": ".mlp.fc2.",
+    r"^classifier\.2\.": "norm.",
+    r"^classifier\.3\.": "head.0.",
+    r"^classifier\.5\.": "head.2.",
+}
+
+
+def max_vit_from_torchvision(model: MaxVit) -> MaxViT:
+    """Our MaxViT for torchvision's, whose attention divides its scores by the square root of the whole width."""
+    layers = [[layer.layers for layer in stage.layers] for stage in model.blocks]
+    flat = [layer for stage in layers for layer in stage]
+    widths = [stage[0].MBconv.layers.conv_c.out_channels for stage in layers]
+    _refuse_other_heads(model.classifier)
+    refuse(
+        MaxViT,
+        "torchvision",
+        {
+            f"the widths of its stages, {widths}, which do not double (block_channels)": any(
+                width != widths[0] * 2**stage for stage, width in enumerate(widths)
+            ),
+            "the width inside its MBConv, which is not 4 times that after it (expansion_ratio)": any(
+                layer.MBconv.layers.conv_a[0].out_channels != 4 * layer.MBconv.layers.conv_c.out_channels
+                for layer in flat
+            ),
+            "the width of its squeeze-and-excitation, which is not a quarter of the block's (squeeze_ratio)": any(
+                layer.MBconv.layers.squeeze_excitation.fc1.out_channels
+                != layer.MBconv.layers.conv_c.out_channels // 4
+                for layer in flat
+            ),
+            "its feed-forward layers, which are not 4 times as wide inside (mlp_ratio)": any(
+                half.mlp_layer[1].out_features != 4 * half.mlp_layer[1].in_features
+                for layer in flat
+                for half in (layer.window_attention, layer.grid_attention)
+            ),
+            "its norms, which are not BatchNorm with eps 1e-3 (norm_layer)": any(
+                not _is_our_batch_norm(norm)
+                for layer in flat
+                for norm in (
+                    model.stem[0][1],
+                    layer.MBconv.layers.pre_norm,
+                    layer.MBconv.layers.conv_a[1],
+                    layer.MBconv.layers.conv_b[1],
+                )
+            ),
+            "its activation, which is not the exact GELU (activation_layer)": any(
+                not is_our_gelu(activation)
+                for layer in flat
+                for activation in (
+                    model.stem[0][2],
+                    layer.MBconv.layers.conv_a[2],
+                    layer.MBconv.layers.conv_b[2],
+                    layer.window_attention.mlp_layer[2],
+                    layer.grid_attention.mlp_layer[2],
+                )
+            ),
+        },
+    )
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("relative_position_index"):  # ours is made anew, not stored
+            continue
+        for theirs, ours in _NAMES.items():
+            name = re.sub(theirs, ours, name)
+        state[name] = tensor
+    return filled(
+        MaxViT, state, num_classes=model.classifier[5].out_features, dim=widths[0], depth=tuple(len(stage) for stage in layers),
+        window_size=model.partition_size, dim_head=flat[0].window_attention.head_dim, dim_stem=model.stem[1][0].out_channels,
+        attention_scale="dim",
+    )  # fmt: skip
+
+
+def _refuse_other_heads(head: nn.Module) -> None:
+    """People put other heads in; ours is pooling, norm, hidden layer, tanh and a last layer without bias."""
+    kinds = [type(part) for part in head] if isinstance(head, nn.Sequential) else [type(head)]
+    published = [nn.AdaptiveAvgPool2d, nn.Flatten, nn.LayerNorm, nn.Linear, nn.Tanh, nn.Linear]
+    refuse(
+        MaxViT,
+        "torchvision",
+        {
+            f"its head (classifier), {' - '.join(kind.__name__ for kind in kinds)}": kinds != published
+            or head[2].eps != 1e-5
+            or head[5].bias is not None
+        },
+    )
+
+
+def _is_our_batch_norm(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.BatchNorm2d) and layer.eps == 1e-3 and layer.track_running_stats and layer.affine
+    )
