@@ -70,7 +70,7 @@ lint: $(INSTALLED)
 bench: $(BENCHABLE)
 	$(BIN)/python benchmarks/bench.py
 
-results: $(INSTALLED)
+results: $(BENCHABLE)
 	$(BIN)/python benchmarks/results.py
 
 clean:

@@ -11,6 +11,7 @@ process's own time, which other programs disturb little. Peak memory is measured
 import argparse
 import json
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_course.cait import CaiT
+from vit_course.dino import DINO, DINOLoss, MultiCrop
 from vit_course.lab.results import describe_machine
 from vit_course.max_vit import MaxViT
 from vit_course.vit import ViT
@@ -82,6 +84,51 @@ def max_vit_of_torchvision() -> nn.Module:
     from torchvision.models import maxvit_t
 
     return maxvit_t()
+
+
+class DinoStep(nn.Module):
+    """A step of DINO but for the optimiser's part: draw two views of every image, ask student and teacher, move the teacher.
+
+    parts: the modules behind `loss`. images -> loss. The views are the same in every call, so that losses can be compared.
+    """
+
+    def __init__(
+        self, parts: list[nn.Module], loss: Callable[[Tensor], Tensor], update_teacher: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self.parts, self.loss, self.update_teacher = nn.ModuleList(parts), loss, update_teacher
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            random.seed(0)  # torchvision's draws and vit-pytorch's
+            loss = self.loss(images)
+        if self.training:
+            self.update_teacher()
+        return loss
+
+
+def dino_backbone() -> ViT:
+    """One backbone for both libraries; vit-pytorch's reads features off its layer `head`."""
+    return ViT(image_size=32, patch_size=4, num_classes=0, dim=128, depth=6, heads=2, mlp_dim=512)
+
+
+def dino_step() -> nn.Module:
+    """Ours, two global views: a draw of its own for each image."""
+    model, loss = DINO(dino_backbone(), out_dim=1024, hidden_dim=256, bottleneck_dim=256), DINOLoss(1024)
+    crop = MultiCrop(32, local_crops=0)
+    return DinoStep(
+        [model, loss], lambda images: loss(*model(crop(images))), lambda: model.update_teacher(0.99)
+    )
+
+
+def dino_step_of_vit_pytorch() -> nn.Module:
+    """Theirs, two views for the student and two for the teacher: one draw for the whole batch."""
+    from vit_pytorch import Dino
+
+    head = dict(projection_hidden_size=256, num_classes_K=1024)
+    model = Dino(dino_backbone(), image_size=32, hidden_layer="head", **head)
+    return DinoStep([model], model, model.update_moving_average)
 
 
 @dataclass(frozen=True)
@@ -149,6 +196,7 @@ FAMILIES: dict[str, Family] = {
         },
         batch=2,
     ),
+    "DINO step": Family({OURS: dino_step, "vit-pytorch": dino_step_of_vit_pytorch}, batch=64, image_size=32),
 }
 
 

@@ -9,6 +9,7 @@ of one thread. A row is stored as soon as it is there, and a row that is stored 
 import argparse
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,17 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vit_course.attention import record_attention
+from vit_course.dino import DINO, DINOLoss, MultiCrop, SelfDistillation, dino_schedules
+from vit_course.es_vit import EsViT, EsViTLoss, RegionDistillation
+from vit_course.evaluation import (
+    attention_masks,
+    extract_features,
+    jaccard,
+    knn_accuracy,
+    linear_probe,
+    masks_to_pixels,
+)
 from vit_course.lab import results
 from vit_course.lab.data import LEVELS, ImageSet, digits, normalise, shapes
 from vit_course.patching import ConvStem
@@ -148,6 +160,160 @@ class Training:
         }
 
 
+# --- What is trained without labels -------------------------------------------------------------------------------------------------
+
+
+def unlabelled_vit(token: str) -> ViT:
+    """For shapes: the convolutional stem, 16 patches of 8 pixels; token: what stands for the picture, 'mean' or 'cls'."""
+    sizes = dict(image_size=32, patch_size=8, num_classes=0, dim=64, depth=4, heads=2, mlp_dim=256)
+    return ViT(**sizes, pool=token, patch_embedding=ConvStem(patch_size=8, dim=64))
+
+
+@torch.no_grad()
+def attention_on_object(backbone: ViT, images: ImageSet) -> float:
+    """Jaccard index of the true masks and the patches that hold 60 % of the attention in the last block, mean over heads.
+
+    It is the class token's attention, or where there is none that of all patches. The network sees the images at twice their size,
+    8 × 8 patches; nothing is chosen by looking at masks.
+    """
+    found = []
+    for batch in images.images.split(250):
+        with record_attention(backbone.eval()) as record:
+            backbone(F.interpolate(normalise(batch), scale_factor=2, mode="bilinear"))
+        prefix = backbone.num_prefix_tokens
+        asking = record[-1].weights[:, :, : prefix or None, prefix:]
+        rows = asking.mean(dim=(1, 2))[:, None]
+        found.append(masks_to_pixels(attention_masks(rows), record[-1].grid, (4, 4))[:, 0])
+    return jaccard(torch.cat(found), images.masks).mean().item()
+
+
+def judge(
+    backbone: ViT, train: ImageSet, test: ImageSet, prepare: Callable[[Tensor], Tensor] = normalise
+) -> dict[str, float]:
+    """What frozen features are worth with the labels of 5,000 training images, and where the attention goes, if there are masks."""
+    labelled = train[:5000]
+    scores = {}
+    for pool in (None, "mean") if backbone.num_prefix_tokens else (None,):
+        features = [extract_features(backbone, prepare(images.images), pool) for images in (labelled, test)]
+        asked = (features[0], labelled.labels, features[1], test.labels)
+        ending = "" if pool is None else "_of_mean"
+        scores |= {f"accuracy{ending}": knn_accuracy(*asked), f"linear{ending}": linear_probe(*asked)}
+    if test.masks is not None:
+        scores["jaccard"] = attention_on_object(backbone, test)
+    return scores
+
+
+def with_random(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """The numbers of a trained network, and those of the same network before, called random_…"""
+    return after | {f"random_{name}": value for name, value in before.items()}
+
+
+@dataclass(frozen=True)
+class SelfSupervised:
+    """One training of DINO or EsViT, spelled out. Its accuracy is that of the nearest neighbours among the pooled features."""
+
+    data: str
+    steps: int
+    method: str = "DINO"
+    token: str = "mean"  # what stands for the whole picture: 'mean' of the patches or 'cls'
+    batch: int = 32
+    lr: float = 2e-3
+    weight_decay: tuple[float, float] = (0.04, 0.04)
+    momentum: float = 0.98
+    teacher_temp: tuple[float, float] = (0.06, 0.06)
+    frozen: float = 1.0
+    prototypes: int = 1024
+    hidden: int = 256
+    bottleneck: int = 64
+    batch_norm: bool = True
+    global_scale: tuple[float, float] = (0.75, 1.0)
+    precision: str = "medium"
+
+    @property
+    def name(self) -> str:
+        return self.method
+
+    def run(self, seed: int) -> dict[str, float]:
+        """Train from this seed; the same network before training stands beside it, its numbers called random_…"""
+        torch.set_float32_matmul_precision(self.precision)
+        train, test = image_sets(self.data)
+        crop = MultiCrop(32, local_crops=0, global_scale=self.global_scale, rotation=180.0)
+        torch.manual_seed(seed)
+        backbone = unlabelled_vit(self.token)
+        before = judge(backbone, train, test)
+        sizes = (self.prototypes, self.hidden, self.bottleneck, self.batch_norm)
+        if self.method == "EsViT":
+            model, loss = EsViT(backbone, *sizes), RegionDistillation(EsViTLoss(self.prototypes))
+        else:
+            model, loss = DINO(backbone, *sizes), SelfDistillation(DINOLoss(self.prototypes))
+        schedules = dino_schedules(
+            model,
+            loss,
+            self.steps,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            teacher_temp=self.teacher_temp,
+            frozen=self.frozen,
+        )
+
+        def batches(generator: torch.Generator) -> list[Tensor]:
+            return crop(normalise(train.sample(self.batch, generator)[0]), generator)
+
+        start = time.process_time()
+        with torch.no_grad():  # BatchNorm gets to know its inputs; nothing is learnt
+            for number in range(30):
+                model.student(batches(torch.Generator().manual_seed(number)))
+        model.update_teacher(0.0)
+        history = fit(model, batches, loss, self.steps, seed=seed, **schedules)
+        core_s = time.process_time() - start
+        last = {name: mean(history[name][-50:]) for name in ("loss", "entropy")}
+        return with_random(before, judge(model.backbone, train, test) | {"core_s": core_s} | last)
+
+
+@dataclass(frozen=True)
+class VitPytorchDino:
+    """vit-pytorch's `Dino` as its README sets it up, but for fewer prototypes, on our backbone: as many steps, images and views as ours."""
+
+    data: str
+    steps: int
+    batch: int = 32
+    lr: float = 3e-4
+    prototypes: int = 1024
+    precision: str = "medium"
+
+    @property
+    def name(self) -> str:
+        return "vit-pytorch's Dino"
+
+    def run(self, seed: int) -> dict[str, float]:
+        """Train from this seed; the same network before training stands beside it, its numbers called random_…"""
+        from torchvision.transforms import Normalize
+        from vit_pytorch import Dino
+
+        torch.set_float32_matmul_precision(self.precision)
+        train, test = image_sets(self.data)
+        imagenet = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as their augmentation does
+        torch.manual_seed(seed)
+        random.seed(seed)  # their augmentation draws from it
+        backbone = unlabelled_vit("mean")
+        before = judge(backbone, train, test, imagenet)
+        model = Dino(backbone, image_size=32, hidden_layer="head", num_classes_K=self.prototypes)
+        start = time.process_time()
+        history = fit(
+            model,
+            lambda generator: train.sample(self.batch, generator)[0],
+            lambda model, images: model(images),
+            self.steps,
+            lr=self.lr,
+            seed=seed,
+            after_step=lambda step: model.update_moving_average(),
+        )
+        core_s = time.process_time() - start
+        after = judge(model.teacher_encoder.net, train, test, imagenet)
+        return with_random(before, after | {"core_s": core_s, "loss": mean(history["loss"][-50:])})
+
+
 # --- What it has to beat ------------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +357,7 @@ class Baseline:
 
 # --- The tables ---------------------------------------------------------------------------------------------------------------------
 
-Task = Training | Baseline
+Task = Training | SelfSupervised | VitPytorchDino | Baseline
 PIXELS, REGRESSION, COLOURS = BASELINES
 
 
@@ -244,6 +410,14 @@ TABLES: dict[str, Table] = {
             for n in (500, 2_000, 5_000, 20_000)
             for model in (VIT, CNN)
         ),
+    ),
+    "self_supervised_easy": Table(
+        "Shapes in scenes, easy level, without labels",
+        several=(SelfSupervised("easy", 1000), SelfSupervised("easy", 1000, "EsViT")),
+        single=(VitPytorchDino("easy", 1000),),
+    ),
+    "self_supervised_default": Table(
+        "Shapes in scenes, default level, without labels", several=(SelfSupervised("default", 3000),)
     ),
 }
 

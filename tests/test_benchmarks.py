@@ -10,6 +10,7 @@ import torch
 from lessons import ROOT
 
 from vit_course.lab import results as stored
+from vit_course.lab.data import shapes
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
@@ -47,6 +48,21 @@ def test_a_row_of_another_recipe_is_computed_again(two_rows, tmp_path):
     assert [row["recipe"]["steps"] for row in json.loads(path.read_text())["rows"]] == [3]
 
 
+@pytest.fixture
+def few_scenes(monkeypatch):
+    scenes = shapes("easy", "train", 300)
+    monkeypatch.setattr(results, "image_sets", lambda data: (scenes[:200], scenes[200:]))
+
+
+@pytest.mark.parametrize("method", ["DINO", "EsViT"])
+def test_a_run_without_labels_gives_a_whole_row(few_scenes, method):
+    task = results.SelfSupervised("easy", steps=2, method=method)
+    one, again, other = (task.run(seed) for seed in (0, 0, 1))
+    assert one.keys() >= {"accuracy", "linear", "jaccard", "random_accuracy", "random_jaccard", "entropy"}
+    assert one.pop("core_s") > 0 and again.pop("core_s") > 0
+    assert one == again and one["loss"] != other["loss"]
+
+
 @pytest.mark.parametrize("name", results.TABLES)
 def test_stored_tables_belong_to_today_s_recipes(name):
     table = stored.load(name)
@@ -71,6 +87,19 @@ def test_a_switch_holds_for_its_row_only(precision, do):
         do(family.build(bench.OURS), family.images())
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_dino_step_is_timed_whole():
+    """The views repeat, so that its error can be measured; in training the teacher moves and the student gets gradients."""
+    family = replace(bench.FAMILIES["DINO step"], batch=2)
+    step, images = family.build(bench.OURS), family.images()
+    assert bench.forward(step, images) == bench.forward(step, images)
+    before = [parameter.clone() for parameter in step.parameters()]
+    bench.forward_backward(step, images)
+    changed = [not torch.equal(a, b) for a, b in zip(before, step.parameters(), strict=True)]
+    trained = [parameter.requires_grad for parameter in step.parameters()]
+    assert all(parameter.grad is not None for parameter in step.parameters() if parameter.requires_grad)
+    assert any(changed) and not any(a and b for a, b in zip(changed, trained, strict=True))
 
 
 def test_the_speed_table_is_whole(monkeypatch):

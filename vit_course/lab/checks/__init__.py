@@ -8,10 +8,13 @@ from collections.abc import Callable
 
 from .attention import EXERCISES as ATTENTION
 from .cait import EXERCISES as CAIT
+from .dino import EXERCISES as DINO
 from .distillation import EXERCISES as DISTILLATION
+from .es_vit import EXERCISES as ES_VIT
 from .evaluation import EXERCISES as EVALUATION
 from .exercise import Exercise, Result
 from .max_vit import EXERCISES as MAX_VIT
+from .mpp import EXERCISES as MPP
 from .patching import EXERCISES as PATCHING
 from .start import EXERCISES as START
 from .training import EXERCISES as TRAINING
@@ -30,6 +33,9 @@ EXERCISES: dict[str, Exercise] = {
     + MAX_VIT
     + DISTILLATION
     + EVALUATION
+    + DINO
+    + ES_VIT
+    + MPP
 }
 
 

@@ -1,0 +1,134 @@
+"""Every objective trains every backbone, stops and goes on as if it had not stopped, or says in one sentence why it does not."""
+
+import copy
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from objectives import (
+    BACKBONES,
+    FIXED_SIZES,
+    OBJECTIVES,
+    README,
+    REFUSED,
+    REMARKS,
+    UNTRAINED,
+    Experiment,
+    prepare,
+    printed_into,
+)
+from torch import Tensor, nn
+
+from vit_course.training import fit
+
+PAIRS = [(objective, backbone) for objective in OBJECTIVES for backbone in BACKBONES]
+WORKING = [pair for pair in PAIRS if pair not in REFUSED]
+NAMES = {pair: " × ".join(pair) for pair in PAIRS}
+
+
+def images(count: int = 8, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def train(experiment: Experiment, steps: int, batches: object, **changes) -> dict[str, list[float]]:
+    return fit(
+        experiment.model, batches, experiment.loss, steps, progress=False, **experiment.schedules | changes
+    )
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0]
+    )
+
+
+@pytest.mark.parametrize("pair", WORKING, ids=NAMES.get)
+def test_it_trains(pair: tuple[str, str]) -> None:
+    """On one batch: the loss is finite and falls; every weight of the student gets a gradient and moves, the teacher gets none."""
+    experiment = prepare(*pair, steps=12)
+    batch = experiment.views(images(), torch.Generator().manual_seed(0))
+    before = copy.deepcopy(experiment)
+    history = train(experiment, 12, lambda generator: batch)
+    assert all(math.isfinite(value) for value in history["loss"])
+    falling = history[
+        "kl" if "kl" in history else "loss"
+    ]  # the entropy of the targets is not the student's to lower
+    assert min(falling[-3:]) < 0.9 * falling[0]
+    for (name, parameter), old in zip(
+        experiment.student.named_parameters(), before.student.parameters(), strict=True
+    ):
+        is_reached = parameter.grad is not None and parameter.grad.abs().sum() > 0
+        assert is_reached != bool(re.fullmatch(UNTRAINED.get(pair, ""), name)), name
+        assert not is_reached or not torch.equal(parameter, old), name
+    if experiment.teacher:
+        for parameter in experiment.teacher.parameters():
+            assert parameter.grad is None and not parameter.requires_grad
+        assert not experiment.teacher.training
+        follows = pair[0] != "distillation"
+        assert same(experiment.teacher, before.teacher) != follows
+
+
+@pytest.mark.parametrize("pair", WORKING, ids=NAMES.get)
+def test_stopped_and_resumed_is_the_same(pair: tuple[str, str], tmp_path: Path) -> None:
+    """Student, teacher, centres, optimiser, schedules and random state come back from the checkpoint, wherever it was written."""
+
+    class Stop(Exception):
+        pass
+
+    def run(experiment: Experiment, stop: int | None = None, **changes) -> dict[str, list[float]]:
+        update = experiment.schedules.get("after_step", lambda step: None)
+
+        def after_step(step: int) -> None:
+            update(step)
+            if step == stop:
+                raise Stop
+
+        pool = images(24)
+
+        def batches(generator: torch.Generator) -> object:
+            return experiment.views(pool[torch.randint(24, (6,), generator=generator)], generator)
+
+        return train(experiment, 4, batches, after_step=after_step, checkpoint_every=1, **changes)
+
+    straight = prepare(*pair, steps=4, dropout=0.2)
+    history = run(straight)
+    for stop in (1, 2, 3):
+        path = tmp_path / f"{stop}.pt"
+        with pytest.raises(Stop):
+            run(prepare(*pair, steps=4, dropout=0.2), stop, checkpoint=path)
+        resumed = prepare(*pair, steps=4, dropout=0.2, seed=7)
+        torch.manual_seed(99)
+        assert run(resumed, checkpoint=path, resume=True) == history
+        assert same(resumed.model, straight.model)
+        if isinstance(straight.loss, nn.Module):
+            assert same(resumed.loss, straight.loss)
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=NAMES.get)
+def test_it_is_refused_in_one_sentence(pair: tuple[str, str]) -> None:
+    with pytest.raises((TypeError, ValueError)) as refusal:
+        experiment = prepare(*pair, steps=1)
+        train(experiment, 1, lambda generator: experiment.views(images(), generator))
+    assert str(refusal.value) == REFUSED[pair]
+
+
+@pytest.mark.parametrize("pair", [pair for pair in REMARKS if REMARKS[pair] == FIXED_SIZES], ids=NAMES.get)
+def test_crops_that_windows_do_not_fill_are_refused(pair: tuple[str, str]) -> None:
+    experiment = prepare(*pair, steps=1)
+    unit = experiment.model.backbone.size_unit
+    crops = [images()] * 2 + [images()[..., : unit // 2, : unit // 2]]
+    with pytest.raises(ValueError, match=f"refuses crops of {unit // 2} × {unit // 2}.*multiples of {unit}"):
+        experiment.model(crops)
+    experiment.model([images()] * 3)
+
+
+def test_readme_holds_the_table() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert printed_into(readme) == readme, "renew it: .venv/bin/python tests/objectives.py"
+
+
+def test_every_remark_is_about_a_pair_of_the_table() -> None:
+    assert {*REFUSED, *REMARKS, *UNTRAINED} <= set(PAIRS) and not REFUSED.keys() & REMARKS.keys()

@@ -1,0 +1,186 @@
+"""One HTML page about an experiment, to keep or to send: tables, figures and the explorer in one file that needs no network.
+
+table = Table(("", "kNN"), [("DINO", "45 %"), ("untrained network", "12 %")])
+write_page("my_experiment.html", "DINO on shapes", {"The table": ["What it says.", table], "Curves": [(figure, "A curve that falls")]})
+"""
+
+import base64
+import html
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .explorer import AttentionExplorer
+
+STYLE = """
+:root { color-scheme: light dark; --text: #24292f; --quiet: #5b6470; --line: #c3c7cd; --ground: #fff; --marked: #e6f0fa; }
+@media (prefers-color-scheme: dark) {
+    :root { --text: #e4e7eb; --quiet: #a3acb7; --line: #46505c; --ground: #111418; --marked: #1b2c3d; }
+}
+body {
+    margin: 0 auto; padding: 24px 16px; max-width: 960px;
+    color: var(--text); background: var(--ground); font: 16px/1.5 system-ui, sans-serif;
+}
+table { border-collapse: collapse; margin: 16px 0; }
+caption { caption-side: bottom; text-align: left; color: var(--quiet); font-size: 14px; padding-top: 6px; }
+th, td { padding: 4px 14px; text-align: right; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; font-weight: normal; }
+thead th { font-weight: 600; }
+tr.marked > * { background: var(--marked); font-weight: 600; }
+figure { margin: 16px 0; }
+img { max-width: 100%; background: #fff; }
+iframe { width: 100%; height: 880px; border: 1px solid var(--line); }
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of words and numbers that have been written as words; it shows itself in a notebook and on a page.
+
+    Attributes:
+        header: the names of the columns.
+        rows: as many words each; the first of a row is its name.
+        caption: a sentence below it.
+        marked: the name of the row to stress.
+
+    Raises:
+        ValueError: for a row of another length, naming it.
+
+    Used in lesson 13.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    marked: str | None = None
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"a row needs {len(self.header)} words, one for each column, got {tuple(row)}"
+                )
+
+    def __repr__(self) -> str:
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        text = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*text, *[self.caption] * bool(self.caption)])
+
+    def _repr_html_(self) -> str:
+        def line(words: Sequence[str]) -> str:
+            name, *others = map(html.escape, words)
+            stressed = ' class="marked"' if words[0] == self.marked else ""
+            return f'<tr{stressed}><th scope="row">{name}</th>{"".join(f"<td>{word}</td>" for word in others)}</tr>'
+
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        header = "".join(f'<th scope="col">{html.escape(word)}</th>' for word in self.header)
+        body = "\n".join(map(line, self.rows))
+        return f"<table>{caption}\n<thead><tr>{header}</tr></thead>\n<tbody>{body}</tbody>\n</table>"
+
+
+Part = str | Table | AttentionExplorer | tuple[Figure, str]
+
+
+def check_page(path: str | Path) -> Path:
+    """The path, if a page can be written there: better asked before an experiment than after it.
+
+    Raises:
+        ValueError: for a path that does not end in .html, or is a folder. FileNotFoundError: if its folder is not there.
+
+    Used in lesson 13.
+    """
+    path = Path(path)
+    if path.suffix != ".html":
+        raise ValueError(f"a page is a file that ends in .html, got {str(path)!r}")
+    if path.is_dir():
+        raise ValueError(f"a page is a file, but {str(path)!r} is a folder")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} into")
+    return path
+
+
+def write_page(path: str | Path, title: str, sections: Mapping[str, Sequence[Part]]) -> Path:
+    """Write one HTML file that works from disk without server or network, whole or not at all.
+
+    Args:
+        path: the file, ``….html``; one that is there is replaced.
+        title: what stands at the top.
+        sections: heading -> parts: a string is a paragraph, a `Table` a table, a pair of a matplotlib figure and its words in place of it
+            a figure, and an `AttentionExplorer` stays interactive.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError, FileNotFoundError: as `check_page`. TypeError: for another part, naming its section, such as a figure without words.
+
+    Used in lesson 13.
+    """
+    path = check_page(path)
+    body = "\n".join(_section(heading, parts) for heading, parts in sections.items())
+    text = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+{body}
+</body>
+</html>
+"""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _section(heading: str, parts: Sequence[Part]) -> str:
+    drawn = "\n".join(_drawn(part, heading) for part in parts)
+    return f"<section>\n<h2>{html.escape(heading)}</h2>\n{drawn}\n</section>"
+
+
+def _drawn(part: Part, heading: str) -> str:
+    """The HTML of one part."""
+    match part:
+        case str():
+            return f"<p>{html.escape(part)}</p>"
+        case Table():
+            return part._repr_html_()
+        case AttentionExplorer():
+            return _explorer(part)
+        case (Figure() as figure, str() as alt) if alt.strip():
+            return _figure(figure, alt)
+    raise TypeError(
+        f"section {heading!r} can hold strings, Tables, AttentionExplorers and pairs of a figure and its words, got {part!r}"
+    )
+
+
+def _figure(figure: Figure, alt: str) -> str:
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=figure.dpi, facecolor="white", bbox_inches="tight")
+    data = base64.b64encode(picture.getvalue()).decode("ascii")
+    return f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _explorer(explorer: AttentionExplorer) -> str:
+    """The explorer's own page in a frame: its script and style stay among themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = explorer.to_html(Path(folder) / "explorer.html").read_text(encoding="utf-8")
+    return f'<iframe title="Attention explorer" srcdoc="{html.escape(page)}"></iframe>'
