@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import DIFFERENT, heat, relative_error
+from self_distilled import HEAD, SMALL, crops_of, draw
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -32,25 +33,6 @@ from vit_course.patching import ConvStem
 from vit_course.training import fit
 from vit_course.vit import SimpleViT, ViT
 from vit_course.xcit import XCiT
-
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 0,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
-HEAD = {"out_dim": 24, "hidden_dim": 20, "bottleneck_dim": 12}
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def crops_of(sizes: tuple[int, ...] = (16, 16, 8, 8), b: int = 4, seed: int = 0) -> list[Tensor]:
-    return [draw(b, 3, size, size, seed=seed + view) for view, size in enumerate(sizes)]
 
 
 def small_es_vit(seed: int = 0, **changes) -> EsViT:
