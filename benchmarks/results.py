@@ -163,26 +163,23 @@ class Training:
 # --- What is trained without labels -------------------------------------------------------------------------------------------------
 
 
-def unlabelled_vit(token: str) -> ViT:
-    """For shapes: the convolutional stem, 16 patches of 8 pixels; token: what stands for the picture, 'mean' or 'cls'."""
+def unlabelled_vit() -> ViT:
+    """For shapes: the convolutional stem, 16 patches of 8 pixels, whose mean stands for the picture."""
     sizes = dict(image_size=32, patch_size=8, num_classes=0, dim=64, depth=4, heads=2, mlp_dim=256)
-    return ViT(**sizes, pool=token, patch_embedding=ConvStem(patch_size=8, dim=64))
+    return ViT(**sizes, pool="mean", patch_embedding=ConvStem(patch_size=8, dim=64))
 
 
 @torch.no_grad()
 def attention_on_object(backbone: ViT, images: ImageSet) -> float:
-    """Jaccard index of the true masks and the patches that hold 60 % of the attention in the last block, mean over heads.
+    """Jaccard index of the true masks and the patches that hold 60 % of the attention in the last block, mean over heads and patches.
 
-    It is the class token's attention, or where there is none that of all patches. The network sees the images at twice their size,
-    8 × 8 patches; nothing is chosen by looking at masks.
+    The network sees the images at twice their size, 8 × 8 patches; nothing is chosen by looking at masks.
     """
     found = []
     for batch in images.images.split(250):
         with record_attention(backbone.eval()) as record:
             backbone(F.interpolate(normalise(batch), scale_factor=2, mode="bilinear"))
-        prefix = backbone.num_prefix_tokens
-        asking = record[-1].weights[:, :, : prefix or None, prefix:]
-        rows = asking.mean(dim=(1, 2))[:, None]
+        rows = record[-1].weights.mean(dim=(1, 2))[:, None]
         found.append(masks_to_pixels(attention_masks(rows), record[-1].grid, (4, 4))[:, 0])
     return jaccard(torch.cat(found), images.masks).mean().item()
 
@@ -190,17 +187,15 @@ def attention_on_object(backbone: ViT, images: ImageSet) -> float:
 def judge(
     backbone: ViT, train: ImageSet, test: ImageSet, prepare: Callable[[Tensor], Tensor] = normalise
 ) -> dict[str, float]:
-    """What frozen features are worth with the labels of 5,000 training images, and where the attention goes, if there are masks."""
+    """What frozen features are worth with the labels of 5,000 training images, and where the attention goes."""
     labelled = train[:5000]
-    scores = {}
-    for pool in (None, "mean") if backbone.num_prefix_tokens else (None,):
-        features = [extract_features(backbone, prepare(images.images), pool) for images in (labelled, test)]
-        asked = (features[0], labelled.labels, features[1], test.labels)
-        ending = "" if pool is None else "_of_mean"
-        scores |= {f"accuracy{ending}": knn_accuracy(*asked), f"linear{ending}": linear_probe(*asked)}
-    if test.masks is not None:
-        scores["jaccard"] = attention_on_object(backbone, test)
-    return scores
+    features = [extract_features(backbone, prepare(images.images)) for images in (labelled, test)]
+    asked = (features[0], labelled.labels, features[1], test.labels)
+    return {
+        "accuracy": knn_accuracy(*asked),
+        "linear": linear_probe(*asked),
+        "jaccard": attention_on_object(backbone, test),
+    }
 
 
 def with_random(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -215,7 +210,6 @@ class SelfSupervised:
     data: str
     steps: int
     method: str = "DINO"
-    token: str = "mean"  # what stands for the whole picture: 'mean' of the patches or 'cls'
     batch: int = 32
     lr: float = 2e-3
     weight_decay: tuple[float, float] = (0.04, 0.04)
@@ -239,7 +233,7 @@ class SelfSupervised:
         train, test = image_sets(self.data)
         crop = MultiCrop(32, local_crops=0, global_scale=self.global_scale, rotation=180.0)
         torch.manual_seed(seed)
-        backbone = unlabelled_vit(self.token)
+        backbone = unlabelled_vit()
         before = judge(backbone, train, test)
         sizes = (self.prototypes, self.hidden, self.bottleneck, self.batch_norm)
         if self.method == "EsViT":
@@ -296,7 +290,7 @@ class VitPytorchDino:
         imagenet = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as their augmentation does
         torch.manual_seed(seed)
         random.seed(seed)  # their augmentation draws from it
-        backbone = unlabelled_vit("mean")
+        backbone = unlabelled_vit()
         before = judge(backbone, train, test, imagenet)
         model = Dino(backbone, image_size=32, hidden_layer="head", num_classes_K=self.prototypes)
         start = time.process_time()
