@@ -4,12 +4,15 @@ import copy
 import io
 import math
 import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from parity import relative_error
-from self_distilled import HEAD, SMALL, crops_of, draw
+import torch.nn.functional as F
+from parity import DIFFERENT, heat, relative_error
+from self_distilled import HEAD, SMALL, crops_of, draw, slow_uniformity
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -24,6 +27,7 @@ from vit_course.dino import (
     batch_by_size,
     dino_loss,
     dino_schedules,
+    uniformity,
 )
 from vit_course.distillation import DistilledViT
 from vit_course.lab.pretrained import adapt
@@ -134,7 +138,7 @@ def test_uniform_answers_cost_log_k(k: int) -> None:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    return nn.functional.one_hot(labels, classes).float()
+    return F.one_hot(labels, classes).float()
 
 
 def test_extreme_logits_give_the_true_value() -> None:
@@ -220,9 +224,16 @@ def test_entropy_and_kl_add_up_to_the_loss() -> None:
     torch.testing.assert_close(
         loss.entropy(teacher), torch.distributions.Categorical(q).entropy().mean(), rtol=1e-5, atol=0
     )
-    value, numbers = SelfDistillation(loss)(model, crops_of())
-    torch.testing.assert_close(numbers["kl"], torch.stack(kl).mean(), rtol=1e-4, atol=0)
+    center = loss.center.clone()
+    value, numbers = loss.with_numbers(student, teacher)
+    assert value.requires_grad and not any(number.requires_grad for number in numbers.values())
+    torch.testing.assert_close(
+        numbers["kl"], torch.stack(kl).mean(), rtol=1e-4, atol=0
+    )  # of the center before it moved
     torch.testing.assert_close(numbers["kl"] + numbers["entropy"], value.detach())
+    plain = DINOLoss(24)
+    plain.center.copy_(center)
+    assert torch.equal(plain(student, teacher), value) and same(plain, loss)
     assert loss.entropy(torch.zeros(2, 3, 24) + loss.center).item() == pytest.approx(math.log(24), rel=1e-5)
 
 
@@ -277,31 +288,41 @@ def test_head_is_the_paper_s() -> None:
     for parameter in head.parameters():
         nn.init.normal_(parameter)
     first, second, third = (layer for layer in head.mlp if isinstance(layer, nn.Linear))
-    hidden = nn.functional.gelu(second(nn.functional.gelu(first(features))))
+    hidden = F.gelu(second(F.gelu(first(features))))
     bottleneck, weight = third(hidden), head.prototypes.weight
     wanted = torch.stack(
         [torch.stack([torch.cosine_similarity(row, other, dim=0) for other in weight]) for row in bottleneck]
     )
     torch.testing.assert_close(head(features), wanted)
     with_activation = torch.cosine_similarity(
-        nn.functional.gelu(bottleneck)[:, None], weight[None], dim=-1
+        F.gelu(bottleneck)[:, None], weight[None], dim=-1
     )  # vit-pytorch's head
     assert relative_error(with_activation, wanted) > 0.01
 
 
-def test_batch_norm_also_stands_behind_the_bottleneck() -> None:
-    """In training no coordinate of the bottleneck can stand still, and that costs no weights."""
-    head = DINOHead(6, 9, hidden_dim=8, bottleneck_dim=4, batch_norm=True).train()
-    bottleneck = head.mlp(draw(256, 6))
-    torch.testing.assert_close(bottleneck.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(bottleneck.var(dim=0, correction=0), torch.ones(4), atol=1e-2, rtol=0)
-    assert not list(head.mlp[-1].parameters())
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_stands_before_each_gelu_and_takes_the_batch_at_hand(training: bool) -> None:
+    """By hand: mean and variance of this batch, in evaluation mode too, and nothing is kept of it."""
+    torch.manual_seed(0)
+    head = DINOHead(6, 9, hidden_dim=8, bottleneck_dim=4, batch_norm=True)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)
+    before, hidden = copy.deepcopy(head), draw(32, 6)
+    layers = [layer for layer in head.mlp if not isinstance(layer, nn.GELU)]
+    assert [type(layer) for layer in layers] == 2 * [nn.Linear, nn.BatchNorm1d] + [nn.Linear]
+    for linear, norm in (layers[:2], layers[2:4]):
+        hidden = F.linear(hidden, linear.weight, linear.bias)
+        hidden = (hidden - hidden.mean(dim=0)) / (hidden.var(dim=0, correction=0) + 1e-5).sqrt()
+        hidden = F.gelu(hidden * norm.weight + norm.bias)
+    wanted = F.cosine_similarity(layers[4](hidden)[:, None], head.prototypes.weight[None], dim=-1)
+    torch.testing.assert_close(head.train(training)(draw(32, 6)), wanted)
+    assert not list(head.buffers()) and same(head, before)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_head_takes_features_of_any_leading_axes(batch_norm: bool) -> None:
     head = DINOHead(6, 9, hidden_dim=8, bottleneck_dim=4, batch_norm=batch_norm)
-    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in head.mlp) == 3 * batch_norm
+    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in head.mlp) == 2 * batch_norm
     features = draw(3, 4, 5, 6)
     torch.testing.assert_close(head(features).flatten(0, 2), head(features.flatten(0, 2)))
     assert head(features).abs().max() <= 1 + 1e-6
@@ -341,30 +362,44 @@ def test_teacher_is_another_object_and_starts_equal() -> None:
     assert model.backbone is model.teacher.backbone
 
 
-def test_teacher_has_neither_gradient_nor_dropout_nor_statistics_of_its_own() -> None:
-    """Also after .train() on the whole; its BatchNorm uses what it holds and learns nothing from the batch."""
+@pytest.mark.parametrize("name", ["ViT", "XCiT"])
+def test_teacher_has_neither_gradient_nor_dropout_nor_statistics_of_its_own(name: str) -> None:
+    """Also after .train() on the whole; BatchNorm in its backbone uses what it holds and learns nothing from the batch."""
     torch.manual_seed(0)
-    model = DINO(ViT(**SMALL | {"dropout": 0.5, "emb_dropout": 0.5}), **HEAD, batch_norm=True).train()
+    sizes = SMALL | {"patch_size": 8, "dropout": 0.5}
+    backbone = {"ViT": ViT, "XCiT": XCiT}[name](**sizes)
+    model = DINO(backbone, **HEAD, batch_norm=True).train()
     assert model.student.training and not any(part.training for part in model.teacher.modules())
-    before = copy.deepcopy(model.teacher)
+    before, untrained = copy.deepcopy(model.teacher), copy.deepcopy(model.student)
     crops = crops_of()
     (one, first), (other, second) = model(crops), model(crops)
     assert torch.equal(first, second), "dropout is active in the teacher"
     assert not torch.equal(one, other), "dropout is not active in the student"
-    SelfDistillation(DINOLoss(24))(model, crops)[0].backward()
+    SelfDistillation(DINOLoss(24), spread=1.0)(model, crops)[0].backward()
     assert not first.requires_grad
     assert all(
         parameter.grad is None and not parameter.requires_grad for parameter in model.teacher.parameters()
     )
     assert all(parameter.grad is not None for parameter in model.student.parameters())
     assert same(before, model.teacher)
+    assert same(untrained, model.student) == (name == "ViT")  # the statistics of the student's XCiT did learn
+
+
+def test_head_of_the_teacher_takes_the_batch_at_hand() -> None:
+    """What it says of a picture depends on the others in the batch; what its backbone gives does not."""
+    torch.manual_seed(0)
+    model, crops = DINO(XCiT(**SMALL | {"patch_size": 8}), **HEAD, batch_norm=True).train(), crops_of()
+    others = [torch.cat([crop[:1], 3 * draw(*crop[1:].shape, seed=9)]) for crop in crops]
+    (_, said), (_, said_beside_others) = model(crops), model(others)
+    assert relative_error(said_beside_others[:, 0], said[:, 0]) > DIFFERENT
+    torch.testing.assert_close(model.backbone(crops[0])[0], model.backbone(others[0])[0])
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.996, 1.0])
 def test_moving_average_has_its_closed_form_buffers_included(momentum: float) -> None:
     """For a student at rest θ_n = mⁿ θ_0 + (1 - mⁿ) θ_s; a counter is copied."""
     torch.manual_seed(0)
-    model = DINO(XCiT(**SMALL | {"patch_size": 8}), **HEAD, batch_norm=True)  # BatchNorm in backbone and head
+    model = DINO(XCiT(**SMALL | {"patch_size": 8}), **HEAD, batch_norm=True)  # BatchNorm in the backbone
     start = {name: tensor.clone() for name, tensor in model.teacher.state_dict().items()}
     model(crops_of((16, 16, 8)))  # the student's statistics move
     with torch.no_grad():
@@ -379,10 +414,10 @@ def test_moving_average_has_its_closed_form_buffers_included(momentum: float) ->
             torch.testing.assert_close(
                 tensor, kept * start[name] + (1 - kept) * student[name], atol=1e-5, rtol=1e-5
             )
-            moved += "running" in name
+            moved += "running" in name and not torch.equal(student[name], start[name])
         else:
             assert torch.equal(tensor, student[name])
-    assert moved == 2 * (3 + 3 + 2)  # head, stem, and one in each block
+    assert moved == 2 * (3 + 2)  # stem, and one in each block; none in the head
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1, "0.9", None])
@@ -498,6 +533,242 @@ def test_maxvit_says_why_small_crops_do_not_fit() -> None:
     model(crops_of((16, 16)))
     with pytest.raises(ValueError, match="refuses crops of 8 × 8 pixels"):
         model(crops_of((16, 16, 8)))
+
+
+# ---- keeping pictures apart -------------------------------------------------------------------------------------------------------------
+
+
+def apart(*shape: int) -> Tensor:
+    """Features (v, b, d) of very different lengths; those of the first view lie close together, those of the last all around."""
+    near = torch.linspace(4.0, 0.0, shape[0])[:, None, None]
+    return (draw(*shape, seed=1) + near * draw(1, 1, shape[2], seed=2)) * draw(*shape[:2], 1, seed=3).exp()
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (2, 2, 1), (2, 3, 4), (3, 8, 16), (4, 32, 12), (1, 40, 256)])
+def test_uniformity_is_that_of_the_slow_loops(shape: tuple[int, int, int]) -> None:
+    for dtype, tolerance in {torch.float64: 1e-12, torch.float32: 1e-6}.items():
+        features = apart(*shape).to(dtype)
+        assert abs(uniformity(features).item() - slow_uniformity(features)) <= tolerance
+
+
+@pytest.mark.parametrize("degrees, wanted", [(0, 0.0), (60, -2.0), (90, -4.0), (180, -8.0)])
+def test_uniformity_of_two_directions_is_known(degrees: float, wanted: float) -> None:
+    """-2 · squared distance, and that is 2 - 2 cos of the angle."""
+    angle = torch.tensor(math.radians(degrees))
+    pair = torch.stack([torch.tensor([3.0, 0.0]), 0.2 * torch.stack([angle.cos(), angle.sin()])])
+    assert uniformity(pair[None]).item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_properties_of_uniformity() -> None:
+    features = apart(3, 8, 5)
+    value = uniformity(features)
+    torch.testing.assert_close(uniformity(features * draw(3, 8, 1, seed=4).exp()), value)
+    torch.testing.assert_close(uniformity(features.flip(1)), value)
+    torch.testing.assert_close(uniformity(features @ torch.linalg.qr(draw(5, 5, seed=5)).Q), value)
+    torch.testing.assert_close(torch.stack([uniformity(view[None]) for view in features]).mean(), value)
+    assert uniformity(draw(2, 1, 16).expand(2, 8, 16)).item() == pytest.approx(0.0, abs=2e-6)
+    assert uniformity(draw(1, 200, 1000)).item() == pytest.approx(-4.0, abs=0.02)
+
+
+def test_uniformity_drives_points_apart_and_has_a_gradient_where_two_coincide() -> None:
+    """The root in a distance has none there. Four points in space end as a tetrahedron: squared distances 8/3."""
+    points = torch.eye(3)[None, [0, 0, 1, 2]]  # whole numbers: the distance is 0, not nearly 0
+    points.requires_grad_()
+    (gradient,) = torch.autograd.grad(uniformity(points), points)
+    assert gradient.isfinite().all() and gradient.norm() > 0.01
+    with torch.no_grad():
+        points += 0.01 * draw(1, 4, 3)
+    optimizer = torch.optim.SGD([points], lr=0.5)
+    for _ in range(300):
+        optimizer.zero_grad()
+        uniformity(points).backward()
+        optimizer.step()
+    assert uniformity(points).item() == pytest.approx(-2 * 8 / 3, abs=1e-3)
+    together = torch.eye(3)[None, [0, 0, 0, 0]].requires_grad_()
+    assert torch.autograd.grad(uniformity(together), together)[0].isfinite().all()
+
+
+def test_uniformity_refuses_what_has_no_pairs() -> None:
+    for features, kind, message in [
+        (draw(2, 1, 5), ValueError, r"of pairs of images: got shape \(2, 1, 5\)"),
+        (draw(4, 5), ValueError, r"features must have axes \(v b d\), got shape \(4, 5\)"),
+        (torch.ones(2, 3, 5, dtype=torch.int64), TypeError, "features must be floats, got torch.int64"),
+        ([[[1.0]]], TypeError, "features must be a tensor"),
+    ]:
+        with pytest.raises(kind, match=message):
+            uniformity(features)
+    for spread in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="spread must be in 0"):
+            SelfDistillation(DINOLoss(24), spread)
+    with pytest.raises(ValueError, match=r"of pairs of images: got shape \(4, 1, 12\)"):
+        SelfDistillation(DINOLoss(24), spread=1.0)(small_dino(), crops_of(b=1))
+
+
+def spread_by_hand(model: DINO, crops: list[Tensor]) -> tuple[float, Tensor]:
+    """The loss with spread=3 from backbone, head and slow loops, view by view; and the directions (v, b, d)."""
+    features = torch.stack([model.student.backbone(crop) for crop in crops])
+    directions = model.student.head.mlp(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    student = F.linear(
+        F.normalize(directions, dim=-1), F.normalize(model.student.head.prototypes.weight, dim=-1)
+    )
+    teacher = model.teacher.head(torch.cat([model.teacher.backbone(crop) for crop in crops[:2]]))
+    paper, _ = slow_loss(student.tolist(), teacher.unflatten(0, (2, -1)).tolist(), 24 * [0.0], 0.1, 0.04)
+    return paper + 3 * slow_uniformity(directions), directions
+
+
+def hot(batch_norm: bool = False) -> tuple[DINO, list[Tensor]]:
+    model = small_dino(batch_norm=batch_norm)
+    heat(model.student, seed=1)
+    heat(model.teacher, seed=2)
+    return model, [(1 + view) * crop for view, crop in enumerate(crops_of(b=6))]
+
+
+def test_a_refused_call_leaves_the_center_where_it_was() -> None:
+    model, loss = small_dino(), DINOLoss(24)
+    with pytest.raises(ValueError, match="pairs of images"):
+        SelfDistillation(loss, spread=1.0)(model, [crop[:1] for crop in crops_of()])
+    assert not loss.center.any()
+
+
+def test_uniformity_of_bfloat16_is_summed_in_float32() -> None:
+    features = draw(2, 6, 8).bfloat16()
+    assert uniformity(features).dtype == torch.float32
+    torch.testing.assert_close(uniformity(features), uniformity(features.float()))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_spread_adds_the_uniformity_of_the_student_s_directions(batch_norm: bool) -> None:
+    model, crops = hot(batch_norm)
+    wanted, directions = spread_by_hand(model, crops)
+    value, numbers = SelfDistillation(DINOLoss(24), spread=3.0)(model, crops)
+    assert value.item() == pytest.approx(wanted, rel=1e-5)
+    assert set(numbers) == {"entropy", "kl", "spread"}
+    assert numbers["spread"].item() == pytest.approx(slow_uniformity(directions), rel=1e-5)
+    assert not any(number.requires_grad for number in numbers.values())
+    paper = DINOLoss(24)(*model(crops))
+    torch.testing.assert_close(numbers["entropy"] + numbers["kl"], paper)
+
+
+def squared_distances(features: Tensor) -> Tensor:
+    """Of the directions of features (v, b, d), all pairs of a view: (v, pairs)."""
+    return torch.stack([torch.pdist(F.normalize(view, dim=-1)) for view in features]).square()
+
+
+def lengths_count(features: Tensor) -> Tensor:
+    distances = torch.stack([torch.pdist(view) for view in features]).square()
+    return (-2 * distances).exp().mean(dim=1).log().mean()
+
+
+def all_views_at_once(features: Tensor) -> Tensor:
+    return uniformity(features.flatten(0, 1)[None])
+
+
+def one_log_for_all_views(features: Tensor) -> Tensor:
+    return (-2 * squared_distances(features)).exp().mean().log()
+
+
+def temperature_one(features: Tensor) -> Tensor:
+    return (-squared_distances(features)).exp().mean(dim=1).log().mean()
+
+
+def mean_of_logs(features: Tensor) -> Tensor:
+    return -2 * squared_distances(features).mean()
+
+
+def no_square(features: Tensor) -> Tensor:
+    return (-2 * squared_distances(features).sqrt()).exp().mean(dim=1).log().mean()
+
+
+def each_with_itself(features: Tensor) -> Tensor:
+    directions = F.normalize(features, dim=-1)
+    return (-2 * torch.cdist(directions, directions) ** 2).exp().mean(dim=(1, 2)).log().mean()
+
+
+def sum_over_views(features: Tensor) -> Tensor:
+    return features.shape[0] * uniformity(features)
+
+
+def other_sign(features: Tensor) -> Tensor:
+    return -uniformity(features)
+
+
+OTHER_SPREADS = [
+    lengths_count, all_views_at_once, one_log_for_all_views, temperature_one, mean_of_logs, no_square, each_with_itself,
+    sum_over_views, other_sign,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", OTHER_SPREADS, ids=lambda mutant: mutant.__name__)
+def test_the_slow_loops_see_another_spread(mutant: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, crops = hot()
+    wanted, _ = spread_by_hand(model, crops)
+    monkeypatch.setattr(dino, "uniformity", mutant)
+    error = abs(SelfDistillation(DINOLoss(24), spread=3.0)(model, crops)[0].item() - wanted) / abs(wanted)
+    print(f"{mutant.__name__}: {error:.3g}")
+    assert error > DIFFERENT
+
+
+@pytest.mark.parametrize(
+    "place", ["student.backbone", "student.head", "student.head.mlp.2", "teacher.head.mlp"]
+)
+def test_the_slow_loops_see_directions_of_another_place(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def record_there(student: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
+        made: list[Tensor] = []
+        directions: dict[nn.Module, Tensor] = {}
+
+        def keep(module: nn.Module, given: tuple, output: Tensor) -> None:
+            made.append(output)  # the backbone runs once for each size
+            directions[student.head] = torch.cat(made)
+
+        with model.get_submodule(place).register_forward_hook(keep):
+            yield directions
+
+    model, crops = hot()
+    wanted, _ = spread_by_hand(model, crops)
+    monkeypatch.setattr(dino, "_record_directions", record_there)
+    error = abs(SelfDistillation(DINOLoss(24), spread=3.0)(model, crops)[0].item() - wanted) / abs(wanted)
+    print(f"{place}: {error:.3g}")
+    assert error > DIFFERENT
+
+
+def gradients(network: nn.Module) -> Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
+def test_gradient_of_the_spread_reaches_the_backbone_and_no_prototype() -> None:
+    """It is that of the formula written with distances, and no small part of the whole."""
+    model, crops = hot()
+    found = {}
+    for spread in (0.0, 3.0):
+        model.zero_grad()
+        SelfDistillation(DINOLoss(24), spread)(model, crops)[0].backward()
+        found[spread] = gradients(model.student.backbone), model.student.head.prototypes.weight.grad.clone()
+    model.zero_grad()
+    _, directions = spread_by_hand(model, crops)
+    (-2 * squared_distances(directions)).exp().mean(dim=1).log().mean().mul(3).backward()
+    own = gradients(model.student.backbone)
+    torch.testing.assert_close(found[3.0][0] - found[0.0][0], own, rtol=1e-3, atol=1e-5)
+    assert own.norm() > 0.05 * found[0.0][0].norm()
+    assert torch.equal(found[3.0][1], found[0.0][1])
+
+
+def test_no_spread_is_the_paper_s_loss_bit_by_bit() -> None:
+    model, crops = hot()
+    for objective in (SelfDistillation(DINOLoss(24)), SelfDistillation(DINOLoss(24), spread=0)):
+        value, numbers = objective(model, crops)
+        wanted, of_loss = DINOLoss(24).with_numbers(*model(crops))
+        assert torch.equal(value, wanted) and numbers == of_loss and set(numbers) == {"entropy", "kl"}
+
+
+def test_recording_leaves_nothing_on_the_model() -> None:
+    """Also where the model refuses its crops halfway; a hook that stayed could not be pickled."""
+    model, objective = small_dino(), SelfDistillation(DINOLoss(24), spread=1.0)
+    objective(model, crops_of())
+    pickle.dumps(model)
+    with pytest.raises(ValueError, match="refuses crops of 10 × 10"):
+        objective(model, crops_of((16, 16, 10)))
+    pickle.dumps(model)
 
 
 # ---- views ------------------------------------------------------------------------------------------------------------------------------
@@ -619,7 +890,7 @@ def test_gradients_are_clipped_one_by_one() -> None:
 def train(
     model: DINO, loss: SelfDistillation, steps: int = 6, frozen: float = 0.3, after: object = None, **changes
 ) -> dict[str, list[float]]:
-    """A short run with everything switched on: local crops, dropout, BatchNorm, every schedule."""
+    """A short run with everything switched on: local crops, dropout, BatchNorm, spread, every schedule."""
     images, crop = draw(32, 3, 16, 16), MultiCrop(16, 8, 1, rotation=180.0)
 
     def batches(generator: torch.Generator) -> list[Tensor]:
@@ -634,7 +905,8 @@ def train(
 
 def whole(seed: int = 0) -> tuple[DINO, SelfDistillation]:
     torch.manual_seed(seed)
-    return DINO(ViT(**SMALL | {"dropout": 0.2}), **HEAD, batch_norm=True), SelfDistillation(DINOLoss(24))
+    model = DINO(ViT(**SMALL | {"dropout": 0.2}), **HEAD, batch_norm=True)
+    return model, SelfDistillation(DINOLoss(24), spread=1.0)
 
 
 def test_prototypes_rest_at_first_and_move_later() -> None:
@@ -674,7 +946,7 @@ def test_training_stopped_anywhere_and_resumed_is_the_same(stop: int, tmp_path: 
     torch.manual_seed(99)
     again = train(resumed, resumed_loss, checkpoint=path, resume=True)
     assert same(straight, resumed) and same(straight_loss, resumed_loss)
-    assert again == history and set(history) == {"loss", "entropy", "kl", "lr"}
+    assert again == history and set(history) == {"loss", "entropy", "kl", "spread", "lr"}
     assert resumed_loss.loss.center.abs().sum() > 0
 
 

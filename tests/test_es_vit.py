@@ -11,22 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import DIFFERENT, heat, relative_error
-from self_distilled import HEAD, SMALL, crops_of, draw
+from self_distilled import HEAD, SMALL, crops_of, draw, slow_uniformity
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from vit_course import es_vit
+from vit_course import dino, es_vit
 from vit_course.cait import CaiT
-from vit_course.dino import DINO, DINOHead, DINOLoss, MultiCrop, dino_schedules
+from vit_course.dino import DINO, DINOHead, DINOLoss, MultiCrop, SelfDistillation, dino_schedules, uniformity
 from vit_course.distillation import DistilledViT
-from vit_course.es_vit import (
-    EsViT,
-    EsViTLoss,
-    RegionDistillation,
-    ViewsAndRegions,
-    best_match,
-    region_loss,
-)
+from vit_course.es_vit import EsViT, EsViTLoss, ViewsAndRegions, best_match, region_loss
 from vit_course.lab.pretrained import adapt
 from vit_course.max_vit import MaxViT
 from vit_course.patching import ConvStem
@@ -282,7 +275,7 @@ def slow_steps(model: EsViT, loss: EsViTLoss, steps: list[list[Tensor]]) -> list
                 pooled, patches = [rows[0] for rows in tokens], [rows[1:] for rows in tokens]
             else:
                 pooled, patches = [rows.mean(dim=0) for rows in tokens], tokens
-            views.append([logits(network.view_head, feature).tolist() for feature in pooled])
+            views.append([logits(network.head, feature).tolist() for feature in pooled])
             regions.append([[logits(network.region_head, row).tolist() for row in rows] for rows in patches])
             features.append([rows.tolist() for rows in patches])
         return views, regions, features
@@ -338,7 +331,7 @@ def one_shared_center(model: EsViT, loss: EsViTLoss, patch: pytest.MonkeyPatch) 
 
 
 def one_head_for_both(model: EsViT, loss: EsViTLoss, patch: pytest.MonkeyPatch) -> None:
-    model.student.region_head, model.teacher.region_head = model.student.view_head, model.teacher.view_head
+    model.student.region_head, model.teacher.region_head = model.student.head, model.teacher.head
 
 
 def changed_region_loss(patch: pytest.MonkeyPatch, change: Callable) -> None:
@@ -447,7 +440,7 @@ def test_entropy_and_kl_of_both_parts_add_up_to_the_loss() -> None:
     model, loss, (crops, *_) = hot()
     model.train()
     centers = loss.view.center.clone(), loss.region.center.clone()
-    value, numbers = RegionDistillation(loss)(model, crops)
+    value, numbers = SelfDistillation(loss)(model, crops)
     student, teacher = model(crops)
     kl, entropies = [], []
     for i in range(2):
@@ -527,8 +520,8 @@ def test_views_are_dino_s() -> None:
     torch.manual_seed(0)
     backbone = ViT(**SMALL)
     plain, model, crops = DINO(backbone, **HEAD), EsViT(copy.deepcopy(backbone), **HEAD), crops_of()
-    model.student.view_head.load_state_dict(plain.student.head.state_dict())
-    model.teacher.view_head.load_state_dict(plain.teacher.head.state_dict())
+    model.student.head.load_state_dict(plain.student.head.state_dict())
+    model.teacher.head.load_state_dict(plain.teacher.head.state_dict())
     (student, teacher), (wanted, wanted_of_teacher) = model(crops), plain(crops)
     torch.testing.assert_close(student.views, wanted)
     torch.testing.assert_close(teacher.views, wanted_of_teacher)
@@ -575,7 +568,7 @@ def test_cells_of_a_map_are_the_regions_of_a_pyramid() -> None:
         for column in range(4):
             cell = student.features[0][:, 4 * row + column]
             torch.testing.assert_close(cell, feature_map[:, :, row, column])
-    torch.testing.assert_close(student.views[0], model.student.view_head(model.student.backbone(crops[0])))
+    torch.testing.assert_close(student.views[0], model.student.head(model.student.backbone(crops[0])))
     assert [view.shape[1] for view in student.regions] == [16, 16, 4] and len(teacher.regions) == 2
     assert EsViTLoss(24)(student, teacher).isfinite()
 
@@ -586,7 +579,7 @@ def test_one_pass_for_each_size_of_crops() -> None:
         network.backbone.patch_embed.register_forward_hook(
             lambda module, inputs, output: calls.append(tuple(inputs[0].shape))
         )
-        for head in (network.view_head, network.region_head):
+        for head in (network.head, network.region_head):
             head.register_forward_hook(lambda module, inputs, output: calls.append(tuple(inputs[0].shape)))
     model(crops_of((16, 16, 8, 8, 8)))
     teacher_s = [(8, 3, 16, 16), (8, 32), (128, 32)]
@@ -617,7 +610,7 @@ def test_teacher_has_neither_gradient_nor_dropout_nor_statistics_of_its_own() ->
     before, crops = copy.deepcopy(model.teacher), crops_of()
     (_, first), (_, second) = model(crops), model(crops)
     assert torch.equal(first.views, second.views) and torch.equal(first.regions[1], second.regions[1])
-    RegionDistillation(EsViTLoss(24))(model, crops)[0].backward()
+    SelfDistillation(EsViTLoss(24))(model, crops)[0].backward()
     assert not first.views.requires_grad and not first.regions[0].requires_grad
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     assert all(p.grad is not None for p in model.student.parameters())
@@ -690,10 +683,78 @@ def test_es_vit_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="agree on b and k"):
         EsViTLoss(25)(*model(crops_of()))
     for network in (model.student, model.teacher):
-        network.view_head = DINOHead(32, 20, hidden_dim=20, bottleneck_dim=12)
+        network.head = DINOHead(32, 20, hidden_dim=20, bottleneck_dim=12)
     with pytest.raises(ValueError, match="agree on b and k"):
         loss(*model(crops_of()))
     assert loss.view.center.abs().sum() == loss.region.center.abs().sum() == 0
+
+
+# ---- keeping pictures and regions apart -------------------------------------------------------------------------------------------------
+
+
+def directions_of(model: EsViT, crops: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the student's heads compare with their prototypes: of views (v, b, d), of the regions of all views (n, d)."""
+    backbone = model.student.backbone
+    pooled = torch.stack([backbone(crop) for crop in crops])
+    patches = [backbone.forward_features(crop)[:, backbone.num_prefix_tokens :] for crop in crops]
+    of_views = model.student.head.mlp(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
+    return of_views, model.student.region_head.mlp(torch.cat([view.flatten(0, 1) for view in patches]))
+
+
+@pytest.mark.parametrize("prefix_tokens", [0, 1])
+def test_spread_adds_the_mean_uniformity_of_both_heads(prefix_tokens: int) -> None:
+    """That of views view by view, that of all regions at once; the paper's loss and its numbers stay."""
+    model, loss, (crops, *_) = hot(prefix_tokens)
+    crops = [(1 + view) * crop for view, crop in enumerate(crops)]
+    of_views, of_regions = directions_of(model, crops)
+    views, regions = slow_uniformity(of_views), slow_uniformity(of_regions[None])
+    paper, of_paper = copy.deepcopy(loss).with_numbers(*model(crops))
+    plain, of_plain = SelfDistillation(copy.deepcopy(loss))(model, crops)
+    assert torch.equal(plain, paper) and of_plain == of_paper
+    value, numbers = SelfDistillation(copy.deepcopy(loss), spread=3.0)(model, crops)
+    wanted = (views + regions) / 2
+    assert numbers.pop("spread").item() == pytest.approx(wanted, rel=1e-5)
+    assert value.item() == pytest.approx(paper.item() + 3 * wanted, rel=1e-5)
+    assert numbers == of_paper
+
+    by_view = [slow_uniformity(rows[None]) for rows in of_regions.split([8, 8, 2])]  # 2 pictures of 4, 4, 1
+    for name, mistake in {
+        "views only": views,
+        "regions only": regions,
+        "the sum": views + regions,
+        "all views at once": (slow_uniformity(of_views.flatten(0, 1)[None]) + regions) / 2,
+        "regions view by view": (views + sum(by_view) / 3) / 2,
+    }.items():
+        error = abs(mistake - wanted) / abs(wanted)
+        print(f"{name}: {error:.3g}")
+        assert error > DIFFERENT, name
+
+
+def test_spread_asks_at_most_1024_regions_of_every_view_and_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, crops, asked = small_es_vit(), crops_of((16, 16, 8), b=40), []
+    monkeypatch.setattr(dino, "uniformity", lambda rows: asked.append(rows) or uniformity(rows))
+    SelfDistillation(EsViTLoss(24), spread=1.0)(model, crops)
+    of_views, of_regions = directions_of(model, crops)
+    torch.testing.assert_close(asked[0], of_views)
+    assert asked[1].shape[0] == 1 and 512 < asked[1].shape[1] <= 1024 < len(of_regions) == 40 * (16 + 16 + 4)
+    distances, places = torch.cdist(asked[1][0], of_regions).min(dim=1)
+    assert distances.max() < 1e-3 and len(places.unique()) == asked[1].shape[1]
+    pictures = torch.cat([torch.arange(40 * t) // t + 40 * view for view, t in enumerate((16, 16, 4))])
+    assert len(pictures[places].unique()) == 3 * 40
+    assert len((places[places < 2 * 40 * 16] % 16).unique()) == 16  # and every place of the global views
+
+
+def test_spread_reaches_both_heads_and_the_backbone_and_no_prototype() -> None:
+    model, loss, (crops, *_) = hot()
+    found = []
+    for spread in (0.0, 3.0):
+        model.zero_grad()
+        SelfDistillation(copy.deepcopy(loss), spread)(model, crops)[0].backward()
+        found.append({name: parameter.grad for name, parameter in model.student.named_parameters()})
+    moved = {name for name in found[0] if relative_error(found[1][name], found[0][name]) > DIFFERENT}
+    bottlenecks = {f"{head}.mlp.{layer}.weight" for head in ("head", "region_head") for layer in (0, 2, 4)}
+    assert bottlenecks | {"backbone.cls_token", "backbone.patch_embed.proj.weight"} <= moved
+    assert not any("prototypes" in name for name in moved)
 
 
 # ---- any backbone, training, checkpoints ------------------------------------------------------------------------------------------------
@@ -724,7 +785,7 @@ def test_any_backbone_learns(name: str, tmp_path: Path) -> None:
     """Three steps with local crops: every weight of the student is reached, the teacher follows, and both come back from the checkpoint."""
     torch.manual_seed(0)
     prefix_tokens, build = BACKBONES[name]
-    model, loss = EsViT(build(), **HEAD, batch_norm=True), RegionDistillation(EsViTLoss(24))
+    model, loss = EsViT(build(), **HEAD, batch_norm=True), SelfDistillation(EsViTLoss(24))
     crop, images = MultiCrop(16, 8, 2, rotation=180.0), draw(8, 3, 16, 16)
     tokens = model.backbone.forward_features(images)
     regions = model.eval()([images, images])[0].regions[0].shape[1]
@@ -746,8 +807,8 @@ def test_any_backbone_learns(name: str, tmp_path: Path) -> None:
     assert same(model, again)
 
 
-def train(model: EsViT, loss: RegionDistillation, steps: int = 6, after: object = None, **changes) -> dict:
-    """A short run with everything switched on: local crops, dropout, BatchNorm, every schedule."""
+def train(model: EsViT, loss: SelfDistillation, steps: int = 6, after: object = None, **changes) -> dict:
+    """A short run with everything switched on: local crops, dropout, BatchNorm, spread, every schedule."""
     images, crop = draw(32, 3, 16, 16), MultiCrop(16, 8, 1, rotation=180.0)
 
     def batches(generator: torch.Generator) -> list[Tensor]:
@@ -760,14 +821,15 @@ def train(model: EsViT, loss: RegionDistillation, steps: int = 6, after: object 
     return fit(model, batches, loss, steps, progress=False, **schedules | changes)
 
 
-def whole(seed: int = 0) -> tuple[EsViT, RegionDistillation]:
+def whole(seed: int = 0) -> tuple[EsViT, SelfDistillation]:
     torch.manual_seed(seed)
-    return EsViT(ViT(**SMALL | {"dropout": 0.2}), **HEAD, batch_norm=True), RegionDistillation(EsViTLoss(24))
+    model = EsViT(ViT(**SMALL | {"dropout": 0.2}), **HEAD, batch_norm=True)
+    return model, SelfDistillation(EsViTLoss(24), spread=1.0)
 
 
 def test_schedules_find_both_heads_and_both_losses() -> None:
     (model, loss), resting, temperatures = whole(), [], []
-    heads = model.student.view_head, model.student.region_head
+    heads = model.student.head, model.student.region_head
     before = [head.prototypes.weight.clone() for head in heads]
 
     def watch(step: int) -> None:
@@ -801,14 +863,14 @@ def test_training_stopped_anywhere_and_resumed_is_the_same(stop: int, tmp_path: 
     torch.manual_seed(99)
     again = train(resumed, resumed_loss, checkpoint=path, resume=True)
     assert same(straight, resumed) and same(straight_loss, resumed_loss)
-    assert again == history
+    assert again == history and "spread" in history
     assert resumed_loss.loss.view.center.abs().sum() > 0 and resumed_loss.loss.region.center.abs().sum() > 0
     assert not torch.equal(resumed_loss.loss.view.center, resumed_loss.loss.region.center)
 
 
 @pytest.mark.parametrize(
     "part, named",
-    [("view_head", "student logits of view 0"), ("region_head", "student region logits of view 0")],
+    [("head", "student logits of view 0"), ("region_head", "student region logits of view 0")],
 )
 def test_a_loss_that_is_not_finite_stops_the_training_and_saves_nothing(
     part: str, named: str, tmp_path: Path

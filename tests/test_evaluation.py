@@ -316,6 +316,35 @@ def test_noise_wants_a_strong_penalty_and_clean_features_a_weak_one() -> None:
     assert evaluation._choose_penalty(noise, labels, 2) > 10 * evaluation._choose_penalty(clean, labels, 2)
 
 
+def loud_and_faint() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features as random networks have them: loud directions hold noise, the classes are in faint ones."""
+    generator = torch.Generator().manual_seed(0)
+    loud = torch.randn(600, 8, generator=generator) @ torch.randn(8, 32, generator=generator)
+    faint = torch.randn(600, 32, generator=generator)
+    features, labels = loud + 0.1 * faint, faint[:, :5].argmax(dim=1)
+    return features[:400], labels[:400], features[400:], labels[400:]
+
+
+def test_penalty_is_found_behind_a_rise_of_the_loss() -> None:
+    """From a penalty of 10 to 1 the held-out loss rises, far below them it is lowest."""
+    data = loud_and_faint()
+    assert linear_probe(*data, penalty=10.0) < 0.3 and linear_probe(*data, penalty=1.0) < 0.3
+    assert linear_probe(*data) > 0.5
+
+
+def test_few_steps_are_enough_where_features_vary_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels, *_ = loud_and_faint()
+    calls = []
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *args: calls.append(1) or cross_entropy(*args))
+    weight, bias = evaluation._logistic_regression(train, labels, 5, 1e-4)
+    assert len(calls) < 40
+    standard = StandardScaler().fit_transform(train.double())
+    judge = LogisticRegression(C=1 / (1e-4 * len(train)), tol=1e-8, max_iter=10_000).fit(standard, labels)
+    theirs = torch.tensor(judge.predict_proba(standard))
+    assert ((train.double() @ weight.T + bias).softmax(dim=1) - theirs).abs().max() < 2e-3
+
+
 def test_features_that_never_vary_do_no_harm() -> None:
     train, labels, test, test_labels = blobs(7)
     train, test = train.double(), test.double()  # in which the mean of 150 times 0.3 is not 0.3

@@ -8,7 +8,8 @@ Made from notebooks/10_dino.ipynb by `make export`: read and edit the lesson, no
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, groupby
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "DINO",
     "dino_loss",
     "DINOLoss",
+    "uniformity",
     "SelfDistillation",
     "dino_schedules",
 ]
@@ -121,9 +123,10 @@ class DINOHead(nn.Module):
     1 too. So every logit is in -1 … 1.
 
     in_dim: width d of the features. out_dim: K. hidden_dim, bottleneck_dim: widths of the first two layers
-    and of the third. batch_norm: a BatchNorm before each GELU, and one without weights of its own after the
-    third layer; the paper has none for ViTs. The layers start as PyTorch's do: the normal distribution of
-    width 0.02 of the paper's code, made for layers of 2048, stalled narrow heads.
+    and of the third. batch_norm: a BatchNorm before each GELU, which the paper has none of for ViTs; it takes
+    mean and variance from the batch at hand, two rows or more, in the teacher and in evaluation mode too.
+    The layers start as PyTorch's do: the normal distribution of width 0.02 of the paper's code, made for
+    layers of 2048, stalled narrow heads.
 
     Features (…, d) -> logits (…, K). Raises ValueError for features of another width.
     """
@@ -139,14 +142,10 @@ class DINOHead(nn.Module):
         for width_in in (in_dim, hidden_dim):
             layers += [
                 nn.Linear(width_in, hidden_dim),
-                *([nn.BatchNorm1d(hidden_dim)] if batch_norm else []),
+                *([nn.BatchNorm1d(hidden_dim, track_running_stats=False)] if batch_norm else []),
                 nn.GELU(),
             ]
-        layers += [
-            nn.Linear(hidden_dim, bottleneck_dim),
-            *([nn.BatchNorm1d(bottleneck_dim, affine=False)] if batch_norm else []),
-        ]
-        self.mlp = nn.Sequential(*layers)
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, bottleneck_dim))
         self.prototypes = nn.Linear(bottleneck_dim, out_dim, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -221,8 +220,8 @@ class DINO(nn.Module):
         return self.teacher.backbone
 
     def train(self, mode: bool = True) -> "DINO":
-        """Training mode for the student, never for the teacher: it has no dropout and no batch statistics of
-        its own.
+        """Training mode for the student, never for the teacher: it has no dropout, and its backbone no batch
+        statistics of its own.
         """
         super().train(mode)
         self.teacher.eval()
@@ -364,6 +363,14 @@ class DINOLoss(nn.Module):
             self.center.copy_(center)
         return loss
 
+    def with_numbers(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what tells of a collapse: {"entropy": of the targets, "kl": what the student is still
+        short of them}. The loss is their sum.
+        """
+        entropy = self.entropy(teacher)  # with the center of the loss, before it moves
+        loss = self(student, teacher)
+        return loss, {"entropy": entropy, "kl": loss.detach() - entropy}
+
     @torch.no_grad()
     def entropy(self, teacher: Tensor) -> Tensor:
         """Mean entropy of the targets that teacher logits (g, b, k) make with the present center: 0 where
@@ -373,25 +380,77 @@ class DINOLoss(nn.Module):
         return -(log_targets.exp() * log_targets).sum(dim=-1).mean()
 
 
+def uniformity(features: Tensor) -> Tensor:
+    """How close together the directions of a batch lie: the logarithm of the mean, over all pairs of images (or
+    of regions) of a view, of exp(-2 · squared distance), each direction scaled to length 1 (Wang and Isola 2020,
+    L_uniform with t = 2). Built in lesson 10.
+
+    features: (v, b, d). Returns the mean over views, a scalar: 0 where all images of a view have one
+    direction, about -4 where they fill a sphere of many dimensions. Raises ValueError or TypeError for
+    features of another form, and for a single image, which is no pair.
+    """
+    require_floats("features", features, "v b d")
+    images = features.shape[1]
+    if images < 2:
+        raise ValueError(f"uniformity is of pairs of images: got shape {tuple(features.shape)}")
+    precision = torch.promote_types(features.dtype, torch.float32)  # also where features are bfloat16
+    directions = F.normalize(features.to(precision), dim=-1)
+    closeness = 4 * directions @ directions.mT - 4  # -2 · squared distance, without a root
+    with_itself = torch.eye(images, dtype=torch.bool, device=features.device)
+    sums = closeness.masked_fill(with_itself, -math.inf).logsumexp(dim=(1, 2))
+    return sums.mean() - math.log(images * (images - 1))
+
+
 class SelfDistillation(nn.Module):
-    """What `fit` minimises: the loss of a model on crops, with the two numbers that tell of a collapse. Built
-    in lesson 10.
+    """What `fit` minimises: the loss of a model on crops, with the numbers that tell of a collapse. Built in
+    lesson 10.
 
-    loss: a DINOLoss; a checkpoint of `fit` then holds its center.
+    loss: a DINOLoss, or an EsViTLoss for an EsViT; a checkpoint of `fit` then holds its centers. spread: the
+    weight of `uniformity` of the directions in which the student's heads send what they see; the paper has
+    none. The head for views is asked view by view; EsViT's head for regions about at most 1,024 regions of
+    all views together; the mean of both counts.
 
-    Called with a DINO model and crops, it gives the loss and {"entropy": of the targets, "kl": what the
-    student is still short of them}; the loss is their sum.
+    Called with a model and crops, it gives the loss and its numbers: {"entropy", "kl"}, more for EsViT, and
+    "spread" where it has a weight.
     """
 
-    def __init__(self, loss: DINOLoss) -> None:
+    def __init__(self, loss: nn.Module, spread: float = 0.0) -> None:
         super().__init__()
-        self.loss = loss
+        require_between(0, math.inf, spread=spread)
+        self.loss, self.spread = loss, spread
 
     def forward(self, model: nn.Module, crops: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        student, teacher = model(crops)
-        entropy = self.loss.entropy(teacher)  # with the center of the loss, before it moves
-        loss = self.loss(student, teacher)
-        return loss, {"entropy": entropy, "kl": loss.detach() - entropy}
+        if not self.spread:
+            return self.loss.with_numbers(*model(crops))
+        with _record_directions(model.student) as directions:
+            answers = model(crops)
+        of_views = directions.pop(model.student.head).unflatten(0, (len(crops), -1))
+        of_regions = [_at_most(1024, rows)[None] for rows in directions.values()]
+        spread = torch.stack([uniformity(rows) for rows in (of_views, *of_regions)]).mean()
+        loss, numbers = self.loss.with_numbers(*answers)  # last: a refused call must not move the center
+        return loss + self.spread * spread, numbers | {"spread": spread.detach()}
+
+
+def _at_most(count: int, rows: Tensor) -> Tensor:
+    """Rows (n, d), so many of them where there are more: the same at every step, spread over all places."""
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return rows[drawn.sort().values.to(rows.device)]
+
+
+@contextmanager
+def _record_directions(student: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
+    """While it is open, what each DINOHead of the student compares with its prototypes, (n, bottleneck_dim)."""
+    directions: dict[nn.Module, Tensor] = {}
+    heads = [part for part in student.modules() if isinstance(part, DINOHead)]
+    hooks = [
+        head.mlp.register_forward_hook(lambda mlp, given, made, head=head: directions.update({head: made}))
+        for head in heads
+    ]
+    try:
+        yield directions
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def dino_schedules(

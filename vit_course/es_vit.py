@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from einops import pack, rearrange, repeat, unpack
 from torch import Tensor, nn
 
-from vit_course.dino import DINO, DINOHead, DINOLoss, SelfDistillation, batch_by_size, dino_loss
+from vit_course.dino import DINO, DINOHead, DINOLoss, batch_by_size, dino_loss
 from vit_course.patching import require_between, require_floats
 
-__all__ = ["best_match", "region_loss", "ViewsAndRegions", "EsViT", "EsViTLoss", "RegionDistillation"]
+__all__ = ["best_match", "region_loss", "ViewsAndRegions", "EsViT", "EsViTLoss"]
 
 
 @torch.no_grad()
@@ -147,9 +147,9 @@ class ViewsAndRegions(NamedTuple):
 class _Network(nn.Module):
     """A backbone, a head for views and a head for regions: crops -> ViewsAndRegions."""
 
-    def __init__(self, backbone: nn.Module, view_head: DINOHead, region_head: DINOHead) -> None:
+    def __init__(self, backbone: nn.Module, head: DINOHead, region_head: DINOHead) -> None:
         super().__init__()
-        self.backbone, self.view_head, self.region_head = backbone, view_head, region_head
+        self.backbone, self.head, self.region_head = backbone, head, region_head
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Crops of one size, after one pass: pooled features (b, d), and those of the regions (b, t, d)."""
@@ -176,7 +176,7 @@ class _Network(nn.Module):
             regions += regions_of_batch.split(crops[0].shape[0])  # a tensor for each view
         all_regions, shapes = pack(regions, "* d")  # one pass, so that a BatchNorm sees them all
         return ViewsAndRegions(
-            self.view_head(torch.cat(pooled)).unflatten(0, (len(crops), -1)),
+            self.head(torch.cat(pooled)).unflatten(0, (len(crops), -1)),
             unpack(self.region_head(all_regions), shapes, "* k"),
             regions,
         )
@@ -267,15 +267,3 @@ class EsViTLoss(nn.Module):
 def _settings(part: DINOLoss) -> tuple[Tensor, float, float, float]:
     """Center, temperatures and momentum, in the order in which dino_loss and region_loss take them."""
     return part.center, part.student_temp, part.teacher_temp.item(), part.center_momentum
-
-
-class RegionDistillation(SelfDistillation):
-    """What `fit` minimises for an EsViT: an EsViTLoss, and the numbers of both its parts. Built in lesson 11.
-
-    loss: an EsViTLoss; a checkpoint of `fit` then holds its centers.
-
-    Called with an EsViT and crops, it gives the loss and {"entropy", "kl", "region_entropy", "region_kl"}.
-    """
-
-    def forward(self, model: nn.Module, crops: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss.with_numbers(*model(crops))
