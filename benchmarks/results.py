@@ -215,6 +215,7 @@ class SelfSupervised:
     patch_size: int = 8
     pool: str = "mean"
     crop_size: int = 32
+    recolour: bool = True
     global_scale: tuple[float, float] = (0.75, 1.0)
     batch: int = 32
     lr: float = 3e-3
@@ -229,13 +230,20 @@ class SelfSupervised:
 
     @property
     def name(self) -> str:
-        return self.method if self.spread else f"{self.method} without spread"
+        without = {"spread": not self.spread, "recolouring": not self.recolour}
+        return " ".join([self.method, *(f"without {part}" for part, is_off in without.items() if is_off)])
 
     def run(self, seed: int) -> dict[str, float]:
         """Train from this seed; the same network before training stands beside it, its numbers called random_…"""
         torch.set_float32_matmul_precision(self.precision)
         train, test = image_sets(self.data)
-        crop = MultiCrop(self.crop_size, local_crops=0, global_scale=self.global_scale, rotation=180.0)
+        crop = MultiCrop(
+            self.crop_size,
+            local_crops=0,
+            global_scale=self.global_scale,
+            rotation=180.0,
+            recolour=self.recolour,
+        )
         torch.manual_seed(seed)
         backbone = unlabelled_vit(self.patch_size, self.pool)
         before = judge(backbone, train, test)
@@ -498,7 +506,7 @@ TABLES: dict[str, Table] = {
     ),
     "self_supervised_photos": Table(
         "Crops of photographs, without labels",
-        several=(SelfSupervised("photos", 600),),
+        several=tuple(SelfSupervised("photos", 600, recolour=recolour) for recolour in (True, False)),
         single=(Baseline("photos", PIXELS), Baseline("photos", COLOURS)),
     ),
     "masked_patches": Table(
