@@ -45,7 +45,8 @@ from vit_course.patching import ConvStem
 from vit_course.training import augment, evaluate, fit
 from vit_course.vit import SimpleViT, ViT
 
-# The recipes were chosen by their accuracy on the test scenes of seed 0; the tables are measured on scenes that no choice has seen.
+# The recipes were chosen on the test scenes of seed 0 or on training scenes set aside; the tables are measured on scenes that no choice
+# has seen.
 UNSEEN = 1
 
 
@@ -362,7 +363,7 @@ class FineTuning:
         return "masked patch prediction, then labels" if self.pretraining else "labels alone"
 
     def run(self, seed: int) -> dict[str, float]:
-        """Pre-train, fine-tune and test; the frozen features before the fine-tuning as `neighbours` and `linear`, with 5,000 labels."""
+        """Pre-train, fine-tune and test; the numbers of the pre-training are called pretraining_…"""
         torch.set_float32_matmul_precision(self.precision)
         train, test = image_sets(self.data)
         torch.manual_seed(seed)
