@@ -89,7 +89,7 @@ def test_every_choice_ends_in_a_table_and_a_page(
         assert labels.diff().min() < 0, (
             "the pictures stand class by class, and the first would be of one class"
         )
-    assert "You guessed 50" in made["verdict"]
+    assert f"You guessed {made['GUESS']}" in made["verdict"]
     assert all(words.strip() and "nan" not in words for words in made["shown"])
     page = Path("capstone.html").read_text(encoding="utf-8")
     assert page.count("<img alt=") == len(made["figures"]) and page.count("<iframe") == 1
