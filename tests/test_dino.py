@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import DIFFERENT, heat, relative_error
-from self_distilled import HEAD, SMALL, crops_of, draw, slow_uniformity
 from timm.models import VisionTransformer
 from torch import Tensor, nn
+from unlabelled import HEAD, SMALL, crops_of, draw, log_softmax, same, slow_uniformity, stop_and_resume, train
 
 from vit_course import dino
 from vit_course.cait import CaiT
@@ -47,11 +47,6 @@ def small_dino(seed: int = 0, **changes) -> DINO:
     return DINO(small_vit(seed), **HEAD | changes)
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == other_name and torch.equal(a, b) for (name, a), (other_name, b) in pairs)
-
-
 # ---- the loss -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -59,12 +54,6 @@ def slow_loss(
     student: list, teacher: list, center: list, student_temp: float, teacher_temp: float
 ) -> tuple[float, int]:
     """Equations 1 to 4 as loops over plain numbers: the loss and how many pairs of views it is the mean of."""
-
-    def log_softmax(logits: list[float], temperature: float) -> list[float]:
-        scaled = [logit / temperature for logit in logits]
-        largest = max(scaled)
-        log_sum = largest + math.log(sum(math.exp(value - largest) for value in scaled))
-        return [value - log_sum for value in scaled]
 
     total, pairs = 0.0, 0
     for i, targets_of_view in enumerate(teacher):
@@ -600,8 +589,6 @@ def test_uniformity_refuses_what_has_no_pairs() -> None:
     for spread in (-0.1, math.nan):
         with pytest.raises(ValueError, match="spread must be in 0"):
             SelfDistillation(DINOLoss(24), spread)
-    with pytest.raises(ValueError, match=r"of pairs of images: got shape \(4, 1, 12\)"):
-        SelfDistillation(DINOLoss(24), spread=1.0)(small_dino(), crops_of(b=1))
 
 
 def spread_by_hand(model: DINO, crops: list[Tensor]) -> tuple[float, Tensor]:
@@ -625,8 +612,8 @@ def hot(batch_norm: bool = False) -> tuple[DINO, list[Tensor]]:
 
 def test_a_refused_call_leaves_the_center_where_it_was() -> None:
     model, loss = small_dino(), DINOLoss(24)
-    with pytest.raises(ValueError, match="pairs of images"):
-        SelfDistillation(loss, spread=1.0)(model, [crop[:1] for crop in crops_of()])
+    with pytest.raises(ValueError, match=r"of pairs of images: got shape \(4, 1, 12\)"):
+        SelfDistillation(loss, spread=1.0)(model, crops_of(b=1))
     assert not loss.center.any()
 
 
@@ -887,22 +874,6 @@ def test_gradients_are_clipped_one_by_one() -> None:
         )
 
 
-def train(
-    model: DINO, loss: SelfDistillation, steps: int = 6, frozen: float = 0.3, after: object = None, **changes
-) -> dict[str, list[float]]:
-    """A short run with everything switched on: local crops, dropout, BatchNorm, spread, every schedule."""
-    images, crop = draw(32, 3, 16, 16), MultiCrop(16, 8, 1, rotation=180.0)
-
-    def batches(generator: torch.Generator) -> list[Tensor]:
-        return crop(images[torch.randint(32, (8,), generator=generator)], generator)
-
-    schedules = dino_schedules(model, loss, steps, lr=3e-3, momentum=0.9, frozen=frozen)
-    if after:
-        own = schedules["after_step"]
-        schedules["after_step"] = lambda step: (own(step), after(step))
-    return fit(model, batches, loss, steps, progress=False, **schedules | changes)
-
-
 def whole(seed: int = 0) -> tuple[DINO, SelfDistillation]:
     torch.manual_seed(seed)
     model = DINO(ViT(**SMALL | {"dropout": 0.2}), **HEAD, batch_norm=True)
@@ -929,22 +900,9 @@ def test_prototypes_rest_at_first_and_move_later() -> None:
 @pytest.mark.parametrize("stop", range(5))
 def test_training_stopped_anywhere_and_resumed_is_the_same(stop: int, tmp_path: Path) -> None:
     """Student, teacher, centre, temperature, optimiser, schedules and random state: bit by bit."""
-
-    class Stop(Exception):
-        pass
-
-    def stop_after(step: int) -> None:
-        if step == stop + 1:
-            raise Stop
-
     straight, straight_loss = whole()
     history = train(straight, straight_loss)
-    path = tmp_path / "run.pt"
-    with pytest.raises(Stop):
-        train(*whole(), checkpoint=path, checkpoint_every=1, after=stop_after)
-    resumed, resumed_loss = whole(seed=9)
-    torch.manual_seed(99)
-    again = train(resumed, resumed_loss, checkpoint=path, resume=True)
+    resumed, resumed_loss, again = stop_and_resume(whole, stop, tmp_path / "run.pt")
     assert same(straight, resumed) and same(straight_loss, resumed_loss)
     assert again == history and set(history) == {"loss", "entropy", "kl", "spread", "lr"}
     assert resumed_loss.loss.center.abs().sum() > 0

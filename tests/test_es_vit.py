@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import DIFFERENT, heat, relative_error
-from self_distilled import HEAD, SMALL, crops_of, draw, slow_uniformity
 from timm.models import VisionTransformer
 from torch import Tensor, nn
+from unlabelled import HEAD, SMALL, crops_of, draw, log_softmax, same, slow_uniformity, stop_and_resume, train
 
 from vit_course import dino, es_vit
 from vit_course.cait import CaiT
@@ -33,19 +33,7 @@ def small_es_vit(seed: int = 0, **changes) -> EsViT:
     return EsViT(ViT(**SMALL), **HEAD | changes)
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == other_name and torch.equal(a, b) for (name, a), (other_name, b) in pairs)
-
-
 # ---- the loss, in loops over plain numbers ----------------------------------------------------------------------------------------------
-
-
-def log_softmax(logits: list[float], temperature: float) -> list[float]:
-    scaled = [logit / temperature for logit in logits]
-    largest = max(scaled)
-    log_sum = largest + math.log(sum(math.exp(value - largest) for value in scaled))
-    return [value - log_sum for value in scaled]
 
 
 def cross_entropy(
@@ -807,20 +795,6 @@ def test_any_backbone_learns(name: str, tmp_path: Path) -> None:
     assert same(model, again)
 
 
-def train(model: EsViT, loss: SelfDistillation, steps: int = 6, after: object = None, **changes) -> dict:
-    """A short run with everything switched on: local crops, dropout, BatchNorm, spread, every schedule."""
-    images, crop = draw(32, 3, 16, 16), MultiCrop(16, 8, 1, rotation=180.0)
-
-    def batches(generator: torch.Generator) -> list[Tensor]:
-        return crop(images[torch.randint(32, (8,), generator=generator)], generator)
-
-    schedules = dino_schedules(model, loss, steps, lr=3e-3, momentum=0.9, frozen=0.3)
-    if after:
-        own = schedules["after_step"]
-        schedules["after_step"] = lambda step: (own(step), after(step))
-    return fit(model, batches, loss, steps, progress=False, **schedules | changes)
-
-
 def whole(seed: int = 0) -> tuple[EsViT, SelfDistillation]:
     torch.manual_seed(seed)
     model = EsViT(ViT(**SMALL | {"dropout": 0.2}), **HEAD, batch_norm=True)
@@ -846,22 +820,9 @@ def test_schedules_find_both_heads_and_both_losses() -> None:
 @pytest.mark.parametrize("stop", range(5))
 def test_training_stopped_anywhere_and_resumed_is_the_same(stop: int, tmp_path: Path) -> None:
     """Student, teacher, both centres and temperatures, optimiser, schedules and random state: bit by bit."""
-
-    class Stop(Exception):
-        pass
-
-    def stop_after(step: int) -> None:
-        if step == stop + 1:
-            raise Stop
-
     straight, straight_loss = whole()
     history = train(straight, straight_loss)
-    path = tmp_path / "run.pt"
-    with pytest.raises(Stop):
-        train(*whole(), checkpoint=path, checkpoint_every=1, after=stop_after)
-    resumed, resumed_loss = whole(seed=9)
-    torch.manual_seed(99)
-    again = train(resumed, resumed_loss, checkpoint=path, resume=True)
+    resumed, resumed_loss, again = stop_and_resume(whole, stop, tmp_path / "run.pt")
     assert same(straight, resumed) and same(straight_loss, resumed_loss)
     assert again == history and "spread" in history
     assert resumed_loss.loss.view.center.abs().sum() > 0 and resumed_loss.loss.region.center.abs().sum() > 0

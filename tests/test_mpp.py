@@ -13,6 +13,7 @@ from parity import relative_error
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
+from unlabelled import SMALL
 
 from vit_course import mpp
 from vit_course.cait import CaiT
@@ -25,16 +26,6 @@ from vit_course.patching import ConvStem, PatchEmbedding
 from vit_course.training import fit
 from vit_course.vit import SimpleViT, ViT
 from vit_course.xcit import XCiT
-
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 0,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
 
 
 def colours(*shape: int, seed: int = 0) -> Tensor:
