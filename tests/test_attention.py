@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import DIFFERENT, SAME, heat, relative_error
+from support.parity import DIFFERENT, SAME, heat, relative_error
 from torch import Tensor, nn
 
 from vit_course import attention as module

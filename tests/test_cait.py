@@ -6,7 +6,7 @@ from types import MethodType
 import pytest
 import timm
 import torch
-from parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
 from timm.models.cait import Cait
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode

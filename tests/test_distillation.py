@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
 from test_models import CASES
 from timm.models.deit import VisionTransformerDistilled
 from timm.task import LogitDistillationTask, TokenDistillationTask

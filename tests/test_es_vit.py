@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import DIFFERENT, heat, relative_error
+from support.parity import DIFFERENT, heat, relative_error
 from timm.models import VisionTransformer
 from torch import Tensor, nn
-from unlabelled import HEAD, SMALL, crops_of, draw, log_softmax, same, slow_uniformity, stop_and_resume, train
+from support.unlabelled import HEAD, SMALL, crops_of, draw, log_softmax, same, slow_uniformity, stop_and_resume, train
 
 from vit_course import dino, es_vit
 from vit_course.cait import CaiT

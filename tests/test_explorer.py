@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import node_path
-from explorer_models import (
+from support.browser import node_path
+from support.explorer_models import (
     EVERY_KIND,
     GRID,
     Says,

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
-from browser import launch
+from support.browser import launch
 from execute import METADATA, normalise
 from playwright.sync_api import ConsoleMessage, Page, Request, WebSocket
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import launch
-from explorer_models import EVERY_KIND, GRID
+from support.browser import launch
+from support.explorer_models import EVERY_KIND, GRID
 from playwright.sync_api import Browser, Page
 
 from vit_course.lab.explorer import AttentionExplorer

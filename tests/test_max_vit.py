@@ -6,7 +6,7 @@ from types import MethodType
 import pytest
 import torch
 from einops import rearrange
-from parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
 from timm.models.maxxvit import (
     MaxxVitTransformerCfg,
     PartitionAttentionCl,

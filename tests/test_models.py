@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import SAME, relative_error
+from support.parity import SAME, relative_error
 from torch import Tensor, nn
 
 from vit_course.cait import CaiT

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import relative_error
+from support.parity import relative_error
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
-from unlabelled import SMALL
+from support.unlabelled import SMALL
 
 from vit_course import mpp
 from vit_course.cait import CaiT

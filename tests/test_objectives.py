@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from objectives import (
+from support.objectives import (
     BACKBONES,
     FIXED_SIZES,
     OBJECTIVES,

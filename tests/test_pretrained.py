@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT

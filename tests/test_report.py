@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import launch
+from support.browser import launch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 

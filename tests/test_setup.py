@@ -10,7 +10,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
-from browser import chromium_path, node_path
+from support.browser import chromium_path, node_path
 from lessons import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()

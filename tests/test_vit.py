@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from einops import rearrange
-from parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 

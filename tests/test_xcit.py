@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

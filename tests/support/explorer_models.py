@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from parity import heat
+from support.parity import heat
 from torch import Tensor, nn
 
 from vit_course.lab.explorer import AttentionExplorer

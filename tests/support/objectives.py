@@ -19,7 +19,7 @@ from vit_course.lab.data import MEAN, STD, normalise
 from vit_course.lab.pretrained import adapt
 from vit_course.mpp import MPP
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- objectives: python tests/objectives.py -->\n", "<!-- end of objectives -->\n"
 HEADS = {"out_dim": 24, "hidden_dim": 20, "bottleneck_dim": 12}
 
