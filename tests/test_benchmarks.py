@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import ROOT
+from layout import ROOT
 
 from vit_course.lab import results as stored
 from vit_course.lab.data import shapes

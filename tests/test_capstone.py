@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from lessons import ROOT
+from layout import ROOT
 from skimage.filters import threshold_otsu
 from torchvision.utils import save_image
 

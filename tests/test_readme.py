@@ -4,7 +4,7 @@ import os
 import re
 
 import pytest
-from lessons import ROOT
+from layout import ROOT
 
 README = ROOT / "README.md"
 

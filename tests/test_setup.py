@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 from support.browser import chromium_path, node_path
-from lessons import ROOT
+from layout import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 BENCHMARKS_ONLY = {"vit-pytorch"}

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from lessons import ROOT
+from layout import ROOT
 from workspace import copy_missing, fresh_copy
 
 

@@ -38,7 +38,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> tuple[Te
     q: queries (b, h, i, k). k: keys (b, h, j, k). v: values (b, h, j, d). dropout: share of the weights
     dropped, for training. Returns the output (b, h, i, d) and the weights before dropout (b, h, i, j); each
     of their rows sums to one.
-    Raises ValueError where the shapes do not fit. Built in lesson 02.
+    Raises ValueError where the shapes do not fit.
+
+    Built in lesson 02.
     """
     for name, tensor, axes in (("q", q, "b h i k"), ("k", k, "b h j k"), ("v", v, "b h j d")):
         require_floats(name, tensor, axes)
@@ -58,7 +60,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> tuple[Te
 # torch.compile and torch.export cannot look at the setting, and would stop here
 @torch.compiler.assume_constant_result
 def matmul_precision() -> str:
-    """The `torch.set_float32_matmul_precision` in force. Built in lesson 02."""
+    """The `torch.set_float32_matmul_precision` in force.
+
+    Built in lesson 02.
+    """
     return torch.get_float32_matmul_precision()
 
 
@@ -67,7 +72,9 @@ def fused_is_faster(q: Tensor) -> bool:
 
     It is on accelerators and for long sequences. On a CPU with few tokens it is as good only in plain
     float32: in bfloat16, or after `torch.set_float32_matmul_precision("medium")`, the separate products are
-    two to five times as fast. Built in lesson 02.
+    two to five times as fast.
+
+    Built in lesson 02.
     """
     if q.device.type != "cpu" or q.shape[-2] >= 768:
         return True
@@ -81,8 +88,9 @@ class MultiHeadAttention(nn.Module):
     dim: width d of a token. heads: h. dim_head: width k of one head, dim // heads by default. dropout: share
     of the weights, and of the output, that is dropped in training.
     Tokens (b, n, d) -> (b, n, d).
-    Raises ValueError where the heads do not divide the width or the tokens have another one. Built in lesson
-    02.
+    Raises ValueError where the heads do not divide the width or the tokens have another one.
+
+    Built in lesson 02.
     """
 
     kind = "global"
@@ -126,7 +134,7 @@ class MultiHeadAttention(nn.Module):
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """What one attention layer did in the last recorded forward pass. Built in lesson 02.
+    """What one attention layer did in the last recorded forward pass.
 
     weights: (b, h, queries, keys), the ones really used, before dropout; windows are folded into b.
     kind: 'global' (every token asks every token), 'class' (only the class token asks), 'window' or 'channel'
@@ -135,6 +143,8 @@ class AttentionLayer:
     num_prefix_tokens: class tokens that stand before the patches among the keys.
     name: the layer's name in the model. members: for windows, (window, token) -> cell of the grid in reading
     order.
+
+    Built in lesson 02.
     """
 
     weights: Tensor
@@ -147,9 +157,11 @@ class AttentionLayer:
 
 class AttentionRecord:
     """The layers of one recorded forward pass, in the order in which they ran: iterate, index by number or
-    name. Built in lesson 02.
+    name.
 
     After several forward passes it holds the last. Raises ValueError as long as there was none.
+
+    Built in lesson 02.
     """
 
     def __init__(self) -> None:
@@ -199,8 +211,9 @@ def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
 
     model: any model of the course; one of timm or torchvision through `vit_course.lab.pretrained.adapt`.
     Yields an AttentionRecord.
-    Raises ValueError for a model without such a layer, or one that is being recorded already. Built in lesson
-    02.
+    Raises ValueError for a model without such a layer, or one that is being recorded already.
+
+    Built in lesson 02.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
@@ -245,8 +258,9 @@ def rollout(record: Iterable[AttentionLayer]) -> Tensor:
 
     record: a record, or its layers. Returns (b, n, n), rows summing to one: row i says where token i comes
     from.
-    Raises ValueError unless there are 'global' layers, all with the same number of tokens. Built in lesson
-    02.
+    Raises ValueError unless there are 'global' layers, all with the same number of tokens.
+
+    Built in lesson 02.
     """
     record = list(record)
     if not all(hasattr(layer, "weights") and hasattr(layer, "kind") for layer in record):

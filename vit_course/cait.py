@@ -41,6 +41,7 @@ class LayerScale(nn.Module):
 
     dim: width d of a token. init: what every factor starts with; `layer_scale_init` gives the paper's.
     Tokens (b, n, d) -> (b, n, d). Raises ValueError for a negative init and for tokens of another width.
+
     Built in lesson 05.
     """
 
@@ -57,7 +58,9 @@ class LayerScale(nn.Module):
 
 def layer_scale_init(depth: int) -> float:
     """What LayerScale starts with, in every layer of a model that is `depth` layers deep: 0.1 up to 18, 1e-5
-    up to 24, 1e-6 beyond (Touvron et al. 2021, section 2). Built in lesson 05.
+    up to 24, 1e-6 beyond (Touvron et al. 2021, section 2).
+
+    Built in lesson 05.
     """
     require_at_least(1, depth=depth)
     return 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
@@ -71,7 +74,9 @@ class StochasticDepth(nn.Module):
     Evaluation takes just that.
 
     rate: share of the samples that lose the branch, 0 … 1; at 1 all do.
-    Branch (b, …) -> (b, …). Raises ValueError for another rate. Built in lesson 05.
+    Branch (b, …) -> (b, …). Raises ValueError for another rate.
+
+    Built in lesson 05.
     """
 
     def __init__(self, rate: float) -> None:
@@ -91,7 +96,9 @@ def mix_heads(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Make every head a mixture of all heads, the same one for each query and key (Shazeer et al. 2020).
 
     maps: (b, h, queries, keys). weight: (g, h), whose row g makes the new head g. bias: (g,).
-    Returns (b, g, queries, keys). Built in lesson 05.
+    Returns (b, g, queries, keys).
+
+    Built in lesson 05.
     """
     flat = rearrange(maps, "b h i j -> b h (i j)")
     # One product per sample that adds the bias on its way: no axis has to be moved, no map is copied.
@@ -104,7 +111,9 @@ class TalkingHeadsAttention(MultiHeadAttention):
     2020, as in CaiT).
 
     Rows of the weights that are really used no longer sum to one. Arguments, shapes and errors as for
-    MultiHeadAttention. Built in lesson 05.
+    MultiHeadAttention.
+
+    Built in lesson 05.
     """
 
     def __init__(self, *, dim: int, heads: int, dim_head: int | None = None, dropout: float = 0.0) -> None:
@@ -139,8 +148,9 @@ class ClassAttention(nn.Module):
     dim: width d of a token. heads: h. dim_head: width k of one head, dim // heads by default. dropout: share
     of the weights, and of the output, that is dropped in training.
     Tokens (b, 1 + n, d), the class token first -> what it heard (b, 1, d).
-    Raises ValueError where the heads do not divide the width or the tokens have another one. Built in lesson
-    05.
+    Raises ValueError where the heads do not divide the width or the tokens have another one.
+
+    Built in lesson 05.
     """
 
     kind = "class"
@@ -180,7 +190,9 @@ class LayerScaleBlock(nn.Module):
 
     attn: any attention on tokens of width dim. dim: d. mlp_dim: hidden width of the feed-forward layer. init:
     start of LayerScale. dropout: share dropped in the feed-forward layer in training. layer_dropout: share of
-    the samples that lose a branch in training. Tokens (b, n, d) -> (b, n, d). Built in lesson 05.
+    the samples that lose a branch in training. Tokens (b, n, d) -> (b, n, d).
+
+    Built in lesson 05.
     """
 
     def __init__(
@@ -214,7 +226,9 @@ class ClassAttentionBlock(nn.Module):
 
     dim: width d of a token. heads: h. mlp_dim: hidden width of the feed-forward layer. init: start of
     LayerScale. dim_head: width of one head, dim // heads by default.
-    Tokens (b, 1 + n, d), the class token first -> (b, 1 + n, d). Built in lesson 05.
+    Tokens (b, 1 + n, d), the class token first -> (b, 1 + n, d).
+
+    Built in lesson 05.
     """
 
     def __init__(
@@ -237,7 +251,7 @@ class ClassAttentionBlock(nn.Module):
 
 
 class CaiT(nn.Module):
-    """Class-Attention in Image Transformers (Touvron et al. 2021). Built in lesson 05.
+    """Class-Attention in Image Transformers (Touvron et al. 2021).
 
     First `depth` layers in which the patches talk, then `cls_depth` layers in which a class token reads them.
 
@@ -250,6 +264,8 @@ class CaiT(nn.Module):
 
     Images (b, c, h, w) -> logits (b, num_classes). Other image sizes that patches fill are welcome: the
     positions are resized. Raises ValueError or TypeError for sizes that do not fit.
+
+    Built in lesson 05.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """DINO.
 
-How can a model learn what is in a picture when nobody tells it, and why does it not simply say the same of every
-picture?
+How can a model learn what is in a picture when nobody tells it, and why does it not simply say the same of
+every picture?
 
 Made from notebooks/10_dino.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -71,7 +71,9 @@ class MultiCrop:
     Called with images (b, c, h, w) and, where the draws must be repeatable, a torch.Generator, it gives a
     list of 2 + local_crops tensors, (b, c, global_size, global_size) twice, then (b, c, local_size,
     local_size).
-    Raises ValueError or TypeError for arguments that do not fit. Built in lesson 10.
+    Raises ValueError or TypeError for arguments that do not fit.
+
+    Built in lesson 10.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ def batch_by_size(crops: Sequence[Tensor]) -> list[Tensor]:
     crops: v tensors (b, c, h, w), h and w their own. Returns tensors (views · b, c, h, w), as many as there
     are runs of one size. Raises ValueError or TypeError where the crops are not of the same b images. Built
     in lesson 10.
+
+    Built in lesson 10.
     """
     if not isinstance(crops, list | tuple) or not crops:
         raise TypeError(f"crops must be a list of image tensors, one for each view, got {crops!r}"[:200])
@@ -116,7 +120,7 @@ def batch_by_size(crops: Sequence[Tensor]) -> list[Tensor]:
 
 class DINOHead(nn.Module):
     """From features to logits over K prototypes (Caron et al. 2021, section 3.1, and the projection head of
-    its appendix C). Built in lesson 10.
+    its appendix C).
 
     Three linear layers with a GELU after the first and the second, none after the third; the result is scaled
     to length 1; then its cosine with each of K prototypes: a linear layer without bias whose rows have length
@@ -129,6 +133,8 @@ class DINOHead(nn.Module):
     layers of 2048, stalled narrow heads.
 
     Features (…, d) -> logits (…, K). Raises ValueError for features of another width.
+
+    Built in lesson 10.
     """
 
     def __init__(
@@ -185,7 +191,7 @@ class _Network(nn.Module):
 
 class DINO(nn.Module):
     """Self-distillation with no labels: a student learns to say what its own slow copy, the teacher, says of
-    another view (Caron et al. 2021). Built in lesson 10.
+    another view (Caron et al. 2021).
 
     The teacher starts as a copy of the student, gets no gradients and is always in evaluation mode;
     `update_teacher` moves it.
@@ -197,6 +203,8 @@ class DINO(nn.Module):
     views (v, b, k) and the teacher's of the two global ones (2, b, k). `backbone` is the teacher's, the one
     to keep.
     Raises ValueError or TypeError for a backbone or crops that do not fit.
+
+    Built in lesson 10.
     """
 
     def __init__(
@@ -268,7 +276,7 @@ def dino_loss(
     center_momentum: float = 0.9,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """How far the student is from the teacher, over all pairs of different views (Caron et al. 2021,
-    equations 1 to 4). Built in lesson 10.
+    equations 1 to 4).
 
     The teacher's logits of view i, minus the center, through a softmax of low temperature, are the target;
     the loss is the mean, over all v ≠ i and the batch, of the cross-entropy with the student's softmax of
@@ -279,6 +287,8 @@ def dino_loss(
     share of the old center in the new one. Returns the loss, a scalar, and the center for the next step: the
     old one moved towards the mean of the teacher's raw logits. Raises ValueError or TypeError for a single
     view, shapes that do not fit, and a loss or a center that is not finite, naming the view.
+
+    Built in lesson 10.
     """
     require_floats("student", student, "v b k")
     require_floats("teacher", teacher, "g b k")
@@ -338,6 +348,8 @@ class DINOLoss(nn.Module):
     Student logits (v, b, k) and teacher logits (g, b, k) -> loss, a scalar. In evaluation mode the center
     stays. Raises ValueError or TypeError for arguments and logits that do not fit, and for a loss that is not
     finite; the center is then the old one.
+
+    Built in lesson 10.
     """
 
     def __init__(
@@ -383,11 +395,13 @@ class DINOLoss(nn.Module):
 def uniformity(features: Tensor) -> Tensor:
     """How close together the directions of a batch lie: the logarithm of the mean, over all pairs of images (or
     of regions) of a view, of exp(-2 · squared distance), each direction scaled to length 1 (Wang and Isola 2020,
-    L_uniform with t = 2). Built in lesson 10.
+    L_uniform with t = 2).
 
     features: (v, b, d). Returns the mean over views, a scalar: 0 where all images of a view have one
     direction, about -4 where they fill a sphere of many dimensions. Raises ValueError or TypeError for
     features of another form, and for a single image, which is no pair.
+
+    Built in lesson 10.
     """
     require_floats("features", features, "v b d")
     images = features.shape[1]
@@ -412,6 +426,8 @@ class SelfDistillation(nn.Module):
 
     Called with a model and crops, it gives the loss and its numbers: {"entropy", "kl"}, more for EsViT, and
     "spread" where it has a weight.
+
+    Built in lesson 10.
     """
 
     def __init__(self, loss: nn.Module, spread: float = 0.0) -> None:
@@ -460,7 +476,7 @@ def dino_schedules(
 ) -> dict[str, Callable]:  # fmt: skip
     """All that changes with the step, as arguments of `fit`: fit(model, crops, loss, steps,
     **dino_schedules(model, loss, steps)) (Caron et al. 2021, section 3.2 and appendix; the defaults are
-    the paper's for 100 epochs). Built in lesson 10.
+    the paper's for 100 epochs).
 
     steps: length of the run; the last three arguments are shares of it. lr: the highest learning rate, after
     a warm-up over the share `warmup`, then along a cosine to 1e-6. weight_decay: first and last value, along
@@ -469,6 +485,8 @@ def dino_schedules(
     long the prototypes of every DINOHead rest.
     Sets the first temperature at once. Raises ValueError for a loss without a DINOLoss in it and for numbers
     out of range.
+
+    Built in lesson 10.
     """
     require_at_least(1, steps=steps)
     require_between(0, 1, momentum=momentum, warmup=warmup, temp_warmup=temp_warmup, frozen=frozen)

@@ -1,7 +1,7 @@
 """Distillation.
 
-How can a small model learn from what a trained one thinks, and not only from labels, and what is that worth where
-labels are few?
+How can a small model learn from what a trained one thinks, and not only from labels, and what is that worth
+where labels are few?
 
 Made from notebooks/08_distillation.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -21,7 +21,7 @@ __all__ = ["DistillationLoss", "DistilledViT"]
 
 class DistillationLoss(nn.Module):
     """Learn from labels and from a teacher at once (Hinton et al. 2015; Touvron et al. 2020, equations 2
-    and 3). Built in lesson 08.
+    and 3).
 
     (1 - alpha) · cross-entropy with the labels + alpha · the teacher's part: for kind 'soft' T² KL(teacher ‖
     student), both softened by the temperature T; for 'hard' the cross-entropy with the teacher's answer.
@@ -35,6 +35,8 @@ class DistillationLoss(nn.Module):
     to the labels and the distillation logits to the teacher; any other shows its logits to both. A label of
     -100, PyTorch's mark for "ignore", is none: that image learns from the teacher alone.
     Raises ValueError or TypeError for arguments and logits that do not fit.
+
+    Built in lesson 08.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class DistillationLoss(nn.Module):
 
 class DistilledViT(ViT):
     """ViT with a second learned token, the distillation token, that listens to a teacher (Touvron et al.
-    2020, section 4). Built in lesson 08.
+    2020, section 4).
 
     Arguments, and the errors for sizes that do not fit, as for ViT; there is always a class token. The class
     token stands first, the distillation token second, each with its own row of positions and its own head.
@@ -101,6 +103,8 @@ class DistilledViT(ViT):
     Images (b, c, h, w) -> in training a pair, class logits and distillation logits (b, num_classes) each; in
     evaluation their mean. num_classes 0 gives pooled features in both: the mean of the two tokens. Other image
     sizes that patches fill are welcome. Submodules are named as in timm's VisionTransformerDistilled.
+
+    Built in lesson 08.
     """
 
     def __init__(

@@ -24,10 +24,12 @@ __all__ = ["best_match", "region_loss", "ViewsAndRegions", "EsViT", "EsViTLoss"]
 @torch.no_grad()
 def best_match(student: Tensor, teacher: Tensor) -> Tensor:
     """For each region of the student's view, the region of the teacher's view whose features are most like
-    its own: the largest cosine (Li et al. 2021, section 3.2). Built in lesson 11.
+    its own: the largest cosine (Li et al. 2021, section 3.2).
 
     student: features (b, t, d). teacher: (b, s, d). Returns places among the s regions, (b, t), int64.
     Raises ValueError or TypeError for features that do not fit.
+
+    Built in lesson 11.
     """
     require_floats("student", student, "b t d")
     require_floats("teacher", teacher, "b s d")
@@ -45,7 +47,7 @@ def region_loss(
     center: Tensor, student_temp: float = 0.1, teacher_temp: float = 0.04, center_momentum: float = 0.9,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """How far the student's regions are from their best matches in the teacher's views (Li et al. 2021,
-    section 3.2). Built in lesson 11.
+    section 3.2).
 
     As dino_loss, with one cross-entropy for each region of the student's view: its target is made of the
     teacher's logits for the region that matches it best. The mean over all pairs of different views, of the
@@ -58,6 +60,8 @@ def region_loss(
     targets, both scalars, and the center for the next step: the old one moved towards the mean of the
     teacher's raw logits, over images, views and regions. Raises ValueError or TypeError for a single view,
     shapes that do not fit, and numbers that are not finite, naming the view.
+
+    Built in lesson 11.
     """
     require_floats("center", center, "k")
     require_between(1e-6, math.inf, student_temp=student_temp, teacher_temp=teacher_temp)
@@ -133,10 +137,12 @@ def _require_finite(loss: Tensor, center: Tensor, parts: dict[str, Sequence[Tens
 
 class ViewsAndRegions(NamedTuple):
     """What a network says of the v views of b images, and of the t regions of each view, t its own for every
-    size of view. Built in lesson 11.
+    size of view.
 
     views: logits (v, b, k). regions: for each view, logits (b, t, k). features: for each view, what its
     regions are compared by (b, t, d).
+
+    Built in lesson 11.
     """
 
     views: Tensor
@@ -185,7 +191,7 @@ class _Network(nn.Module):
 class EsViT(DINO):
     """DINO for views and for their regions: a student learns to say what its own slow copy, the teacher, says
     of another view, and of each region what the teacher says of its best match there (Li et al. 2021, section
-    3.2). Built in lesson 11.
+    3.2).
 
     Regions are the patches of a ViT, without class tokens, or the cells of a pyramid's map. Each network has
     one head for views and one for regions. Everything else is as in DINO: the teacher gets no gradients and
@@ -198,6 +204,8 @@ class EsViT(DINO):
     Called with crops, the two global ones first, v tensors (b, c, h, w), it gives the student's
     ViewsAndRegions of all views and the teacher's of the two global ones.
     Raises ValueError or TypeError for a backbone or crops that do not fit.
+
+    Built in lesson 11.
     """
 
     def __init__(
@@ -218,7 +226,7 @@ class EsViT(DINO):
 
 class EsViTLoss(nn.Module):
     """The mean of DINO's loss for views and `region_loss` for their regions, each with a center of its own
-    (Li et al. 2021, section 3.2). Built in lesson 11.
+    (Li et al. 2021, section 3.2).
 
     out_dim: K. student_temp, teacher_temp, center_momentum: as for DINOLoss, for both parts. `view` and
     `region` hold their centers and the temperature that has a schedule.
@@ -226,6 +234,8 @@ class EsViTLoss(nn.Module):
     The student's ViewsAndRegions of v views and the teacher's of the g global ones -> loss, a scalar. In
     evaluation mode the centers stay. Raises ValueError or TypeError for arguments and logits that do not fit,
     and for a loss that is not finite; both centers are then the old ones.
+
+    Built in lesson 11.
     """
 
     def __init__(

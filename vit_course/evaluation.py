@@ -45,7 +45,9 @@ def extract_features(
     'mean' the mean of the patches, 'patches' all of them; by default the class token where there is one, else
     the mean. batch_size: images at a time where they come as one tensor.
     Returns (b, d), for 'patches' (b, n, d), on the CPU, in the order of the images.
-    Raises TypeError for another model or other images, ValueError for an unknown pool. Built in lesson 09.
+    Raises TypeError for another model or other images, ValueError for an unknown pool.
+
+    Built in lesson 09.
     """
     if not isinstance(backbone, nn.Module) or not callable(getattr(backbone, "forward_features", None)):
         raise TypeError(
@@ -136,7 +138,9 @@ def knn_accuracy(
 
     train_features, test_features: (b, d). train_labels, test_labels: (b,), int64. Returns a share in 0 … 1.
     Raises TypeError or ValueError for features and labels that do not fit together, k below 1, a temperature
-    that is not positive. Built in lesson 09.
+    that is not positive.
+
+    Built in lesson 09.
     """
     _require_both(train_features, train_labels, test_features, test_labels)
     require_at_least(1, k=k)
@@ -220,7 +224,9 @@ def linear_probe(
     train_features, test_features: (b, d). train_labels, test_labels: (b,), int64. penalty: the factor before
     |weight|² / 2 beside the mean cross-entropy; by default chosen on a fifth of the training set.
     Returns a share in 0 … 1.
-    Raises TypeError or ValueError for features and labels that do not fit together. Built in lesson 09.
+    Raises TypeError or ValueError for features and labels that do not fit together.
+
+    Built in lesson 09.
     """
     _require_both(train_features, train_labels, test_features, test_labels)
     require_between(0, math.inf, penalty=0.0 if penalty is None else penalty)
@@ -237,7 +243,9 @@ def attention_masks(weights: Tensor, keep: float = 0.6) -> Tensor:
 
     weights: rows of the class token over the patches (b, h, n), not negative; they need not sum to one.
     keep: the share to hold, above 0 and up to 1. Returns booleans (b, h, n).
-    Raises TypeError or ValueError for other weights, or a row without any weight. Built in lesson 09.
+    Raises TypeError or ValueError for other weights, or a row without any weight.
+
+    Built in lesson 09.
     """
     require_floats("weights", weights, "b h n")
     require_between(0, 1, keep=keep)
@@ -259,7 +267,9 @@ def masks_to_pixels(masks: Tensor, grid: tuple[int, int], patch_size: int | tupl
     """Masks over patches (b, h, n), in reading order -> masks over pixels (b, h, rows · p1, columns · p2).
 
     grid: (rows, columns) of the patches. patch_size: p or (p1, p2), in pixels.
-    Raises ValueError where the patches do not fill the grid. Built in lesson 09.
+    Raises ValueError where the patches do not fill the grid.
+
+    Built in lesson 09.
     """
     (rows, columns), (p1, p2) = pair(grid, "grid"), pair(patch_size, "patch_size")
     if not isinstance(masks, Tensor) or masks.ndim != 3 or masks.shape[2] != rows * columns:
@@ -274,7 +284,9 @@ def jaccard(found: Tensor, truth: Tensor) -> Tensor:
     """Pixels in both masks by pixels in either (Jaccard 1901; also intersection over union, IoU).
 
     found, truth: booleans (…, h, w) of shapes that broadcast. Returns (…), in 0 … 1; two empty masks agree: 1.
-    Raises TypeError or ValueError for other masks. Built in lesson 09.
+    Raises TypeError or ValueError for other masks.
+
+    Built in lesson 09.
     """
     for name, masks in {"found": found, "truth": truth}.items():
         if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
@@ -313,7 +325,9 @@ def boxes_from_masks(
     masks: booleans (b, h, w). scores: (b,), 1 by default. labels: (b,), int64, 0 by default.
     Returns for each image a dictionary of boxes (m, 4), x0 y0 x1 y1 in pixels with x1 and y1 just outside,
     scores (m,) and labels (m,); m is 1, or 0 where the mask is empty.
-    Raises TypeError or ValueError for other masks, scores or labels. Built in lesson 09.
+    Raises TypeError or ValueError for other masks, scores or labels.
+
+    Built in lesson 09.
     """
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3:
         kind = (tuple(masks.shape), masks.dtype) if isinstance(masks, Tensor) else type(masks).__name__
@@ -355,7 +369,9 @@ def mean_average_precision(
     100 of a class counted. truths: the same without scores; all count, there are no crowds.
     iou_thresholds: overlaps from which a box is a hit; COCO's ten by default, (.5,) for AP50.
     Returns a share in 0 … 1. Raises TypeError or ValueError for lists and dictionaries that do not fit, or
-    where there is no true box at all. Built in lesson 09.
+    where there is no true box at all.
+
+    Built in lesson 09.
     """
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} images with detections, but {len(truths)} with true boxes")

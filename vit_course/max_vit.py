@@ -45,7 +45,9 @@ class SqueezeExcitation(nn.Module):
 
     dim: channels d. hidden_dim: width of the narrow layer in between.
     Map (b, d, rows, columns) -> the same map, each channel multiplied by a number in 0 … 1. Raises ValueError
-    for a map of another width. Built in lesson 07.
+    for a map of another width.
+
+    Built in lesson 07.
     """
 
     def __init__(self, *, dim: int, hidden_dim: int) -> None:
@@ -66,7 +68,9 @@ class MBConvResidual(nn.Module):
 
     branch: a module from a map to a map. shortcut: a module with the same shapes, the identity by default.
     layer_dropout: share of the samples that lose the branch.
-    Map -> shortcut(map) + branch(map). Built in lesson 07.
+    Map -> shortcut(map) + branch(map).
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class MBConv(MBConvResidual):
     layer_dropout: share of the samples that lose the branch in training.
     Map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns. Built in
     lesson 07.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -126,7 +132,9 @@ def relative_position_index(window_size: int) -> Tensor:
 
     Offsets, query minus key, run from 1 - w to w - 1 both ways; shifted to start at 0 they count like a number
     of two digits to the base 2w - 1: down first, then across.
-    window_size: w. Returns (t, t) whole numbers below (2w - 1)², t = w². Built in lesson 07.
+    window_size: w. Returns (t, t) whole numbers below (2w - 1)², t = w².
+
+    Built in lesson 07.
     """
     require_at_least(1, window_size=window_size)
     places = torch.cartesian_prod(torch.arange(window_size), torch.arange(window_size))  # (t, 2): row, column
@@ -148,7 +156,9 @@ class WindowAttention(nn.Module):
     share of the weights, and of the output, dropped in training. attention_scale: 'head' divides the scores by
     √k, as the paper; 'dim' by √d, as torchvision.
     Map (b, d, rows, columns) -> the same shape. It is recorded with kind 'window', weights ((b windows), h, t,
-    t), t = w². Raises ValueError for a map that windows do not fill. Built in lesson 07.
+    t), t = w². Raises ValueError for a map that windows do not fill.
+
+    Built in lesson 07.
     """
 
     kind = "window"
@@ -228,7 +238,9 @@ class WindowTransformerBlock(nn.Module):
     et al. 2022, figure 2).
 
     Arguments as for WindowAttention; layer_dropout: share of the samples that lose a branch in training.
-    Map (b, d, rows, columns) -> the same shape. Built in lesson 07.
+    Map (b, d, rows, columns) -> the same shape.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -269,6 +281,8 @@ class MaxViTBlock(nn.Sequential):
     dim_in, dim_out, downsample: as for MBConv; the others as for WindowTransformerBlock.
     Map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns. Built in
     lesson 07.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -296,7 +310,7 @@ class MaxViTBlock(nn.Sequential):
 
 
 class MaxViT(nn.Module):
-    """Multi-axis Vision Transformer, a pyramid (Tu et al. 2022, figure 2 and table 1). Built in lesson 07.
+    """Multi-axis Vision Transformer, a pyramid (Tu et al. 2022, figure 2 and table 1).
 
     num_classes: length of the logits; 0 gives pooled, normalised features. dim: width of the first stage; each
     stage doubles it. depth: blocks of every stage, (2, 2, 5, 2) for MaxViT-T. window_size: cells along a window.
@@ -308,6 +322,8 @@ class MaxViT(nn.Module):
     Images (b, c, h, w) -> logits (b, num_classes). Sides must be multiples of `size_unit`, window_size ·
     2^(stages + 1) pixels, so that windows fill the map of every stage: 224 for the published models. Raises
     ValueError or TypeError for sizes that do not fit.
+
+    Built in lesson 07.
     """
 
     num_prefix_tokens = 0

@@ -39,13 +39,15 @@ def _number_of_colours(bits: int, channels: int) -> int:
 
 def mean_colour_labels(images: Tensor, patch_size: int | tuple[int, int], bits: int) -> Tensor:
     """The class of each patch's mean colour, 2^bits levels in each channel (Dosovitskiy et al. 2020, appendix
-    B.1.2). Built in lesson 12.
+    B.1.2).
 
     With bits=3, level = floor(8 · mean), in 0 … 7, and label = red + 8 · green + 64 · blue.
 
     images: (b, c, h, w), raw colours in 0 … 1. patch_size: p or (p1, p2), in pixels. bits: of one channel.
     Returns int64 (b, n), patches in reading order. Raises ValueError where a patch's colour is not in 0 … 1,
     as in images that were normalised, where patches do not fill the image, and for more than 2^15 classes.
+
+    Built in lesson 12.
     """
     require_images(images)
     _number_of_colours(bits, images.shape[1])
@@ -63,10 +65,12 @@ def mean_colour_labels(images: Tensor, patch_size: int | tuple[int, int], bits: 
 
 
 class Corruption(NamedTuple):
-    """What happens to which patches; all tensors are (b, m), m patches of each image. Built in lesson 12.
+    """What happens to which patches; all tensors are (b, m), m patches of each image.
 
     index: the patches that are corrupted, each once. source: the patch whose embedding stands there
     afterwards, another one or the patch itself. is_masked: whether the mask token stands there instead.
+
+    Built in lesson 12.
     """
 
     index: Tensor
@@ -79,13 +83,15 @@ def draw_corruption(
     generator: torch.Generator | None = None,
 ) -> Corruption:  # fmt: skip
     """Draw which patches of b images are corrupted, and how (Dosovitskiy et al. 2020, appendix B.1.2; Devlin
-    et al. 2018, section 3.1). Built in lesson 12.
+    et al. 2018, section 3.1).
 
     b: images. n: patches of each, two or more. mask_prob: share that is corrupted, ceil(mask_prob · n) in
     every image. replace_prob: share of these that become the mask token. random_patch_prob: share of these
     that become another patch of the same image. The rest stay as they are. generator: source of the draws,
     PyTorch's own by default; they are made on the CPU, so a seed gives the same ones for every device.
     Raises TypeError or ValueError for numbers out of range.
+
+    Built in lesson 12.
     """
     require_at_least(1, b=b)
     require_at_least(2, n=n)
@@ -107,10 +113,12 @@ def draw_corruption(
 
 
 def corrupt(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tensor:
-    """Patches (b, n, d), embedded or not, with the corruption carried out. Built in lesson 12.
+    """Patches (b, n, d), embedded or not, with the corruption carried out.
 
     mask_token: (d,). What is put in place of a patch comes from the patches as they were, never from a
     corrupted one. Raises TypeError or ValueError for patches of another form.
+
+    Built in lesson 12.
     """
     require_floats("patches", patches, "b n d")
     taken = torch.take_along_dim(patches, corruption.source[..., None], dim=1)  # (b, m, d)
@@ -156,7 +164,7 @@ def _per_channel(name: str, numbers: float | Sequence[float], channels: int) -> 
 
 class MPP(nn.Module):
     """Masked patch prediction: hide half of the patches, name the mean colour of each (Dosovitskiy et al.
-    2020, appendix B.1.2). Built in lesson 12.
+    2020, appendix B.1.2).
 
     backbone: a model of the backbone protocol with plain patches (`patch_embed`, `forward_tokens`); it is
     trained in place and keeps the names of its weights, so that it can be fine-tuned afterwards. mask_prob,
@@ -167,6 +175,8 @@ class MPP(nn.Module):
     Images (b, c, h, w) and, where the draws must be repeatable, a torch.Generator -> loss, a scalar: the mean
     cross-entropy over the corrupted patches, those left as they are included.
     Raises TypeError or ValueError for a backbone, arguments and images that do not fit.
+
+    Built in lesson 12.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Patching.
 
-How does a picture become a table that a transformer can read, one row per patch, and what must we add so that nothing
-is lost?
+How does a picture become a table that a transformer can read, one row per patch, and what must we add so that
+nothing is lost?
 
 Made from notebooks/01_patching.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -35,7 +35,9 @@ def pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
     """A (height, width) pair from one positive int or from two.
 
     size: a positive int or a pair of them. name: what the size is called in the error sentence.
-    Raises TypeError for anything but ints, ValueError for sizes below one. Built in lesson 01.
+    Raises TypeError for anything but ints, ValueError for sizes below one.
+
+    Built in lesson 01.
     """
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
@@ -47,6 +49,7 @@ def pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
 
 def require_at_least(minimum: int, **sizes: int) -> None:
     """Raise a TypeError or ValueError, naming the culprit, unless every size is an int from `minimum` on.
+
     Built in lesson 01.
     """
     for name, size in sizes.items():
@@ -59,6 +62,8 @@ def require_at_least(minimum: int, **sizes: int) -> None:
 def require_between(low: float, high: float, **numbers: float) -> None:
     """Raise a TypeError or ValueError, naming the culprit, unless every number is in low … high. Built in
     lesson 01.
+
+    Built in lesson 01.
     """
     for name, number in numbers.items():
         if not isinstance(number, Real) or isinstance(number, bool):
@@ -69,7 +74,9 @@ def require_between(low: float, high: float, **numbers: float) -> None:
 
 def require_floats(name: str, tensor: Tensor, axes: str) -> None:
     """Raise a TypeError or ValueError unless `tensor` holds floats and has as many axes as `axes` names ("b n
-    d"). Built in lesson 01.
+    d").
+
+    Built in lesson 01.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor with axes ({axes}), got {tensor!r}"[:200])
@@ -86,7 +93,9 @@ def patch_grid(image_size: int | tuple[int, int], patch_size: int | tuple[int, i
     """How many patches an image is cut into: (rows, columns).
 
     image_size, patch_size: in pixels, an int or a (height, width) pair.
-    Raises ValueError where the patches do not fill the image exactly. Built in lesson 01.
+    Raises ValueError where the patches do not fill the image exactly.
+
+    Built in lesson 01.
     """
     image_size, patch_size = pair(image_size, "image_size"), pair(patch_size, "patch_size")
     if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
@@ -98,7 +107,9 @@ def require_images(images: Tensor, channels: int | None = None) -> None:
     """Raise a TypeError or ValueError unless `images` is a float tensor (b, c, h, w), with `channels`
     channels where given.
 
-    Every model of the course asks this first, so that a wrong batch is named at the door. Built in lesson 01.
+    Every model of the course asks this first, so that a wrong batch is named at the door.
+
+    Built in lesson 01.
     """
     require_floats("images", images, "b c h w")
     if channels is not None and images.shape[1] != channels:
@@ -108,7 +119,10 @@ def require_images(images: Tensor, channels: int | None = None) -> None:
 
 
 def require_tokens(tokens: Tensor, dim: int) -> None:
-    """Raise a TypeError or ValueError unless `tokens` is a float tensor (b, n, dim). Built in lesson 01."""
+    """Raise a TypeError or ValueError unless `tokens` is a float tensor (b, n, dim).
+
+    Built in lesson 01.
+    """
     require_floats("tokens", tokens, "b n d")
     if tokens.shape[2] != dim:
         raise ValueError(f"tokens must have shape (b, n, {dim}), got {tuple(tokens.shape)}")
@@ -122,7 +136,9 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
 
     images: (b, c, h, w). patch_size: p or (p1, p2), in pixels.
     Returns (b, n, p1·p2·c) with n = (h / p1) · (w / p2).
-    Raises ValueError where patches do not fill the image. Built in lesson 01.
+    Raises ValueError where patches do not fill the image.
+
+    Built in lesson 01.
     """
     require_images(images)
     p1, p2 = pair(patch_size, "patch_size")
@@ -137,7 +153,9 @@ def unpatchify(
 
     patches: (b, n, p1·p2·c). patch_size: p or (p1, p2); image_size: (h, w); both in pixels.
     Returns images (b, c, h, w).
-    Raises ValueError where the number or the length of the patches does not fit. Built in lesson 01.
+    Raises ValueError where the number or the length of the patches does not fit.
+
+    Built in lesson 01.
     """
     p1, p2 = pair(patch_size, "patch_size")
     rows, columns = patch_grid(image_size, (p1, p2))
@@ -160,7 +178,9 @@ class PatchEmbedding(nn.Module):
 
     patch_size: p or (p1, p2), in pixels. dim: width d of a token. channels: c.
     Images (b, c, h, w) of any size that patches fill -> tokens (b, n, d).
-    Raises ValueError for other images. Built in lesson 01.
+    Raises ValueError for other images.
+
+    Built in lesson 01.
     """
 
     def __init__(self, *, patch_size: int | tuple[int, int], dim: int, channels: int = 3) -> None:
@@ -187,7 +207,9 @@ class ConvStem(nn.Module):
 
     patch_size: the overall stride in pixels, a power of two from 2 on. dim: width d of a token, divisible by
     8. channels: c. Images (b, c, h, w) of any size that the stride divides -> tokens (b, n, d), n = (h /
-    patch_size) · (w / patch_size). Raises ValueError for other sizes. Built in lesson 01.
+    patch_size) · (w / patch_size). Raises ValueError for other sizes.
+
+    Built in lesson 01.
     """
 
     def __init__(self, *, patch_size: int, dim: int, channels: int = 3) -> None:
@@ -225,7 +247,9 @@ def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000
 
     grid: (rows, columns). dim: width d, divisible by 4.
     Returns (n, d), one row per patch in reading order.
-    Raises ValueError for another width. Built in lesson 01.
+    Raises ValueError for another width.
+
+    Built in lesson 01.
     """
     rows, columns = pair(grid, "grid")
     require_at_least(4, dim=dim)
@@ -251,7 +275,9 @@ def resize_positions(
 
     positions: (num_prefix_tokens + rows·columns, d). old_grid, new_grid: (rows, columns).
     Returns (num_prefix_tokens + new rows·columns, d).
-    Raises ValueError where the positions do not fill the old grid. Built in lesson 01.
+    Raises ValueError where the positions do not fill the old grid.
+
+    Built in lesson 01.
     """
     old_grid, new_grid = pair(old_grid, "old_grid"), pair(new_grid, "new_grid")
     require_floats("positions", positions, "n d")

@@ -1,6 +1,7 @@
 """Training.
 
-How does a model get from random numbers to right answers, and how do you know that the number at the end is true?
+How does a model get from random numbers to right answers, and how do you know that the number at the end is
+true?
 
 Made from notebooks/04_training.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -31,6 +32,8 @@ def cosine_schedule(step: int, steps: int, start: float, end: float = 0.0, warmu
     step: 0 … steps - 1. steps: length of the whole run. warmup: how many of the steps climb, (step + 1) /
     warmup of the way. Raises ValueError for a step outside the run or a warm-up that fills it. Built in
     lesson 04.
+
+    Built in lesson 04.
     """
     require_at_least(1, steps=steps)
     require_between(0, steps - 1, step=step, warmup=warmup)
@@ -81,7 +84,9 @@ def augment(
     images: (b, c, h, w). scale: smallest and largest share of the area that a crop keeps. rotation: largest
     turn in degrees, either way. flip: mirror half of the images. size: side of the result in pixels, that of
     the images by default. generator: source of the draws. Returns (b, c, size, size) or (b, c, h, w).
-    Raises ValueError for a scale outside 0 … 1 or in the wrong order. Built in lesson 04.
+    Raises ValueError for a scale outside 0 … 1 or in the wrong order.
+
+    Built in lesson 04.
     """
     require_images(images)
     if not isinstance(scale, tuple | list) or len(scale) != 2:
@@ -294,6 +299,7 @@ def fit(
 
     Returns the history: a number for each step under "loss", "lr" and the names that the loss gave.
     Raises ValueError for a loss that is not finite, naming the step, and for a checkpoint of another run.
+
     Built in lesson 04.
     """
     require_at_least(1, steps=steps, checkpoint_every=1 if checkpoint_every is None else checkpoint_every)
@@ -364,7 +370,9 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     """The share of images that `model` names right, in 0 … 1, with dropout off and without gradients.
 
     batches: pairs of images (b, c, h, w) and labels (b,); the model gives logits (b, classes).
-    Raises ValueError where there are no images. Built in lesson 04.
+    Raises ValueError where there are no images.
+
+    Built in lesson 04.
     """
     right = seen = 0
     with _mode(model, training=False) as device:

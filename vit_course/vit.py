@@ -1,7 +1,7 @@
 """Vision Transformer.
 
-How do patches and attention become a model that names what is in a picture, and how can you be sure that yours is the
-one in the paper?
+How do patches and attention become a model that names what is in a picture, and how can you be sure that
+yours is the one in the paper?
 
 Made from notebooks/03_vit.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -29,7 +29,9 @@ class FeedForward(nn.Module):
     GELU as in the ViT).
 
     dim: width d of a token. hidden_dim: width between the two layers. dropout: share dropped after each layer
-    in training. Tokens (b, n, d) -> (b, n, d). Built in lesson 03.
+    in training. Tokens (b, n, d) -> (b, n, d).
+
+    Built in lesson 03.
     """
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
@@ -55,7 +57,9 @@ class TransformerBlock(nn.Module):
 
     dim: width d of a token. heads: h. mlp_dim: hidden width of the feed-forward layer. dim_head: width of one
     head, dim // heads by default. dropout: share dropped in training.
-    Tokens (b, n, d) -> (b, n, d). Built in lesson 03.
+    Tokens (b, n, d) -> (b, n, d).
+
+    Built in lesson 03.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision Transformer (Dosovitskiy et al. 2020, equations 1 to 4). Built in lesson 03.
+    """Vision Transformer (Dosovitskiy et al. 2020, equations 1 to 4).
 
     image_size, patch_size: in pixels, an int or a (height, width) pair. num_classes: length of the logits; 0
     gives pooled features. dim: width d of a token. depth: number of blocks. heads: h. mlp_dim: hidden width
@@ -86,6 +90,8 @@ class ViT(nn.Module):
     Images (b, c, h, w) -> logits (b, num_classes). Other image sizes that patches fill are welcome: the
     positions are resized. Submodules are named as in timm, whose weights load as they are. Raises ValueError
     or TypeError for sizes that do not fit.
+
+    Built in lesson 03.
     """
 
     def __init__(
@@ -180,7 +186,9 @@ class SimpleViT(ViT):
     """ViT with fixed sine-cosine positions, the mean of the patches instead of a class token, and no dropout
     (Beyer et al. 2022).
 
-    Arguments, shapes and errors as for ViT; dim must be divisible by 4. Built in lesson 03.
+    Arguments, shapes and errors as for ViT; dim must be divisible by 4.
+
+    Built in lesson 03.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """XCiT.
 
-What if channels asked channels, instead of patches asking patches, so that twice the patches cost twice as much and not
-four times?
+What if channels asked channels, instead of patches asking patches, so that twice the patches cost twice as
+much and not four times?
 
 Made from notebooks/06_xcit.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -47,8 +47,9 @@ class XCAttention(MultiHeadAttention):
     dim: width d of a token. heads: h. dim_head: width k of one head, dim // heads by default. dropout: share
     of the weights, and of the output, that is dropped in training.
     Tokens (b, n, d) -> (b, n, d).
-    Raises ValueError where the heads do not divide the width or the tokens have another one. Built in lesson
-    06.
+    Raises ValueError where the heads do not divide the width or the tokens have another one.
+
+    Built in lesson 06.
     """
 
     kind = "channel"
@@ -90,7 +91,9 @@ class LocalPatchInteraction(nn.Module):
     them the other way round. Together they see 5 × 5 patches.
 
     dim: width d of a token. Tokens (b, n, d) and their grid (rows, columns) -> (b, n, d).
-    Raises ValueError where the tokens do not fill the grid. Built in lesson 06.
+    Raises ValueError where the tokens do not fill the grid.
+
+    Built in lesson 06.
     """
 
     def __init__(self, dim: int) -> None:
@@ -118,7 +121,9 @@ class ConvPatchEmbedding(nn.Module):
 
     patch_size: the overall stride in pixels, a power of two from 2 on. dim: width d of a token, divisible by
     half of patch_size. channels: c. Images (b, c, h, w) of any size that the stride divides -> tokens (b, n,
-    d). Raises ValueError for other sizes. Built in lesson 06.
+    d). Raises ValueError for other sizes.
+
+    Built in lesson 06.
     """
 
     def __init__(self, *, patch_size: int, dim: int, channels: int = 3) -> None:
@@ -152,7 +157,9 @@ class FourierPositions(nn.Module):
     Row i of r stands at the angle 2π (i + 1) / r, whatever r is; its waves are the sine and the cosine of
     that angle times 10000^(-j / 16), j = 0 … 15. Columns likewise.
 
-    dim: width d of a token. A grid (rows, columns) -> (n, d), in reading order. Built in lesson 06.
+    dim: width d of a token. A grid (rows, columns) -> (n, d), in reading order.
+
+    Built in lesson 06.
     """
 
     def __init__(self, dim: int) -> None:
@@ -193,7 +200,9 @@ class XCiTBlock(LayerScaleBlock):
     dim: width d of a token. heads: h. mlp_dim: hidden width of the feed-forward layer. init: start of
     LayerScale. dim_head: width of one head, dim // heads by default. dropout: share dropped in training.
     layer_dropout: share of the samples that lose a branch in training.
-    Tokens (b, n, d) and their grid (rows, columns) -> (b, n, d). Built in lesson 06.
+    Tokens (b, n, d) and their grid (rows, columns) -> (b, n, d).
+
+    Built in lesson 06.
     """
 
     def __init__(
@@ -230,7 +239,9 @@ class XCiTClassBlock(ClassAttentionBlock):
     layer starts behind the norm.
 
     tokens_norm: whether norm2 takes the patches too, as in all published models but nano. Other arguments as
-    for ClassAttentionBlock. Tokens (b, 1 + n, d), the class token first -> (b, 1 + n, d). Built in lesson 06.
+    for ClassAttentionBlock. Tokens (b, 1 + n, d), the class token first -> (b, 1 + n, d).
+
+    Built in lesson 06.
     """
 
     def __init__(
@@ -257,7 +268,7 @@ class XCiTClassBlock(ClassAttentionBlock):
 
 
 class XCiT(nn.Module):
-    """Cross-Covariance Image Transformer (El-Nouby et al. 2021). Built in lesson 06.
+    """Cross-Covariance Image Transformer (El-Nouby et al. 2021).
 
     `depth` layers in which channels and neighbouring patches talk, then `cls_depth` layers in which a class
     token reads the patches.
@@ -274,6 +285,8 @@ class XCiT(nn.Module):
     Images (b, c, h, w) -> logits (b, num_classes). Any image size that patches fill is welcome; nothing is
     resized for it. LayerScale starts at 1 up to 12 layers and at 1e-5 beyond, as in the published models of
     12 and 24. Raises ValueError or TypeError for sizes that do not fit.
+
+    Built in lesson 06.
     """
 
     def __init__(

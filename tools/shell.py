@@ -1,0 +1,25 @@
+"""How the tools run programs and print, whatever encoding a machine has: text is UTF-8 everywhere."""
+
+import os
+import subprocess
+import sys
+
+
+def run(*command: str, source: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a program and gives its exit status and what it printed.
+
+    Args:
+        command: The program and its arguments.
+        source: What it reads from its standard input.
+    """
+    # A Python that is started from here would otherwise write in the encoding of the locale.
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    return subprocess.run(
+        command, input=source, capture_output=True, encoding="utf-8", errors="replace", env=environment
+    )
+
+
+def print_any_character() -> None:
+    """Lets ``print`` write every character; one that the encoding of the terminal lacks becomes an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
