@@ -227,7 +227,7 @@ def test_two_lessons_for_one_module_are_found(course, write_lesson):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["%%#| default_exp two", "%%#| exprot\ndef f(): pass"], "unknown directive '#| exprot'"),
+        (["%%#| default_exp two", "%%#| exports\ndef f(): pass"], "unknown directive '#| exports'"),
         (["%%#| export\ndef f(): pass"], "no '#| default_exp NAME'"),
         (["%%#| default_exp two\n#| default_exp three"], "names 2 modules: two, three"),
         (["%%#| default_exp two words"], "'two words' is not a name"),

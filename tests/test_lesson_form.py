@@ -1,10 +1,12 @@
 """The budgets of a rewritten lesson, and the list of those that are none yet: guards bite and count right."""
 
+import re
 from pathlib import Path
 
 import lesson_form
 import nbformat
 import pytest
+from layout import ROOT
 from lesson_form import budgets, count_words, lines_of_code, needlessly_listed, origins, training
 from nbformat import NotebookNode
 from notebook_lint import lint
@@ -181,3 +183,10 @@ def test_where_a_thing_is_built_is_not_typed(source):
     assert fault.startswith(f"code cell 1, {TYPED[source]}: leave 'Built in lesson")
     assert list(origins(lesson(f"%%{source}"), HERE)) == []
     assert list(origins(lesson('%%#| export\ndef f(x):\n    """Says."""'), HERE)) == []
+
+
+def test_the_budgets_are_those_that_contributors_read():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    said = re.search(r"(\d),(\d+) words, (\d+) visible lines of code and (\d+) cells", text)
+    assert int(said[1] + said[2]) == lesson_form.MOST_WORDS
+    assert (int(said[3]), int(said[4])) == (lesson_form.MOST_LINES, lesson_form.MOST_CELLS)

@@ -301,6 +301,7 @@ def failures(*paths: Path) -> set[str]:
     return failed
 
 
+@pytest.mark.slow
 def test_running_again_bites(write_lesson, run_lesson):
     good = run_lesson("01_good", FIGURE, "%%print(1 + 1)", "%%print(object(), '300x300')")
     bad = [

@@ -1,0 +1,149 @@
+"""The tools work on machines whose text is not UTF-8, and in folders with spaces and letters beyond ASCII."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from layout import ROOT
+
+# Under LC_ALL=C, and with Python told to obey it, a file is ASCII unless its reader says otherwise; CP1252 is the
+# encoding of a Windows terminal, which has no arrow.
+OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
+SOURCE = '%%#| export\ndef größer(x):\n    """x → größer · ≥"""\n    return x'
+
+
+@pytest.fixture
+def course(tmp_path, write_lesson) -> Path:
+    """Gives a clone with two small lessons, in a folder whose name is no plain word."""
+    root = tmp_path / "Übung eins → zwei"
+    for name in ("tools", "vit_course/lab"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "vit_course/__init__.py"):
+        shutil.copy(ROOT / name, root / name)
+    folder = root.relative_to(tmp_path) / "notebooks"
+    write_lesson("00_start_here", "# 00 · Start → here", "%%print('→ ≥')", folder=folder)
+    write_lesson("01_more", "# 01 · Größer", "%%#| default_exp more", SOURCE, folder=folder)
+    return root
+
+
+def run(root: Path, tool: str, *arguments: str) -> tuple[int, str]:
+    """Runs a tool of a clone as a person in another locale does, and gives its exit status and all it printed."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONPATH")}
+    result = subprocess.run(
+        [sys.executable, f"tools/{tool}.py", *arguments],
+        cwd=root,
+        env=environment | OTHER_LOCALE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    text = result.stdout.decode("cp1252")
+    assert "Traceback" not in text, text
+    return result.returncode, text
+
+
+def test_lessons_are_exported_and_differences_shown(course):
+    assert run(course, "export")[0] == 0
+    module = course / "vit_course" / "more.py"
+    text = module.read_text(encoding="utf-8")
+    assert "x → größer · ≥" in text
+    assert run(course, "export", "--check") == (0, "Lessons and package agree.\n")
+
+    module.write_text(text.replace("→", "⇒"), encoding="utf-8")
+    status, shown = run(course, "export", "--check")
+    assert status == 1 and r"x \u2192 größer" in shown and r"x \u21d2 größer" in shown
+
+
+def test_a_lesson_that_cannot_be_exported_is_named(course):
+    lesson = course / "notebooks" / "01_more.ipynb"
+    lesson.write_text(lesson.read_text(encoding="utf-8").replace("#| export", "#| exp→ört"), encoding="utf-8")
+    status, shown = run(course, "export")
+    assert status == 1 and r"unknown directive '#| exp\u2192ört'" in shown
+
+
+def test_faults_of_lessons_are_listed(course):
+    status, shown = run(course, "notebook_lint")
+    assert status == 1 and r"no output is stored: " + '"' + r"print('\u2192 \u2265')" in shown
+
+
+def test_a_lesson_is_edited_and_built(course):
+    status, shown = run(course, "author", "edit", "00")
+    assert status == 0, shown
+    view = course / "notebooks" / "00_start_here.py"
+    assert "print('→ ≥')" in view.read_text(encoding="utf-8")
+    status, shown = run(course, "author", "build", "00")
+    assert status == 0, shown
+    assert "→ ≥\\n" in (course / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8")
+
+
+def test_a_skeleton_is_written(course):
+    status, shown = run(course, "author", "new", "02_mine")
+    assert status == 0, shown
+    assert "# # 02 · Mine" in (course / "notebooks" / "02_mine.py").read_text(encoding="utf-8")
+
+
+def test_a_lesson_is_run_and_its_page_written(course):
+    status, shown = run(course, "execute", "00")
+    assert status == 0, shown
+    status, shown = run(course, "page", "00")
+    assert status == 0, shown
+    assert "Start → here" in (course / "build" / "pages" / "00_start_here.html").read_text(encoding="utf-8")
+
+
+def test_a_learner_gets_copies(course):
+    status, shown = run(course, "workspace")
+    assert status == 0, shown
+    assert (course / "work" / "01_more.ipynb").exists()
+
+
+def without_encoding(source: str) -> list[int]:
+    """Lists the lines of a piece of Python that read or write text, or run a program, in the encoding of the locale."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        called = ast.unparse(node.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        mode = given.get("mode", ast.unparse(node.args[1]) if len(node.args) > 1 else "'r'")
+        if (
+            called.endswith((".read_text", ".write_text"))
+            or (called == "open" and "b" not in mode)
+            or (called.startswith("subprocess.") and {"text", "universal_newlines"} & given.keys())
+        ):
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["tools"])
+def test_text_is_read_and_written_in_an_encoding_that_is_named(folder):
+    faults = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / folder).rglob("*.py")
+        for line in without_encoding(path.read_text(encoding="utf-8"))
+    }
+    assert sorted(faults) == []
+
+
+def test_a_missing_encoding_is_found():
+    bad = """
+path.read_text()
+path.write_text(text)
+open(path)
+open(path, "a")
+open(path, mode="w")
+subprocess.run(command, text=True)
+"""
+    good = """
+path.read_text(encoding="utf-8")
+path.write_text(text, encoding="utf-8")
+open(path, "rb")
+open(path, encoding="utf-8")
+Image.open(path)
+subprocess.run(command)
+subprocess.run(command, encoding="utf-8")
+"""
+    assert sorted(without_encoding(bad)) == [2, 3, 4, 5, 6, 7]
+    assert without_encoding(good) == []
