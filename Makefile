@@ -56,7 +56,7 @@ test: $(INSTALLED)
 
 quick: $(INSTALLED)
 	$(BIN)/python tools/export.py --check
-	$(BIN)/python -m pytest tests -m "not slow" -p no:nbval --override-ini addopts= -n $(WORKERS) --dist loadscope --durations=10
+	$(BIN)/python -m pytest tests -m "not slow" -p no:nbval --override-ini addopts= -n $(WORKERS) --dist loadfile --durations=10
 	@echo "Well so far. make test adds the notebooks, the browser and what is marked slow."
 
 export: $(INSTALLED)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from layout import ROOT
 
-# Under LC_ALL=C, and with Python told to obey it, a file is ASCII unless its reader says otherwise; CP1252 is the
-# encoding of a Windows terminal, which has no arrow.
+# Under LC_ALL=C, and with Python told to obey it, a file is ASCII unless its reader says otherwise; CP1252, of
+# Windows terminals, has no arrow.
 OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
 SOURCE = '%%#| export\ndef größer(x):\n    """x → größer · ≥"""\n    return x'
 
@@ -31,7 +31,7 @@ def course(tmp_path, write_lesson) -> Path:
 
 
 def run(root: Path, tool: str, *arguments: str) -> tuple[int, str]:
-    """Runs a tool of a clone as a person in another locale does, and gives its exit status and all it printed."""
+    """Runs a tool of a clone in another locale, and gives its exit status and all that it printed."""
     environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONPATH")}
     result = subprocess.run(
         [sys.executable, f"tools/{tool}.py", *arguments],
@@ -100,7 +100,7 @@ def test_a_learner_gets_copies(course):
 
 
 def without_encoding(source: str) -> list[int]:
-    """Lists the lines of a piece of Python that read or write text, or run a program, in the encoding of the locale."""
+    """Lists the lines of a piece of Python that read or write text in the encoding of the locale."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
