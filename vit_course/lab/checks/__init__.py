@@ -1,8 +1,8 @@
 """Checks for the exercises: `from vit_course.lab import check`, then `check.name(your_function)`.
 
-Each lesson's exercises stand in a module of its own here, as data: the solution, the cases to compare, and the
-wrong answers that are recognised. A check judges values, says what share of them is right and names the mistake
-where it knows it.
+Each lesson's exercises stand in a module of its own here, as data: the solution, the cases to compare, and
+the wrong answers that are recognised. A check judges values, says what share of them is right and names the
+mistake where it knows it.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an exercise is made of, and how an answer is judged: by its values, beside the solution and known mistakes."""
+"""What an exercise is made of, and how an answer is judged: by its values, beside solution and mistakes."""
 
 import copy
 from collections.abc import Callable
@@ -39,7 +39,8 @@ class Mistake:
 
     Attributes:
         answer: a function like the learner's, with the mistake in it.
-        says: the sentence, or a function that makes it from what the learner's function returned for the first case.
+        says: the sentence, or a function that makes it from what the learner's function returned for the
+            first case.
     """
 
     answer: Callable
@@ -53,9 +54,11 @@ class Exercise:
     Attributes:
         name: the name of the learner's function.
         solution: the right answer. It returns a tensor, a number, or a tuple of them.
-        cases: the arguments of each call to compare, as tuples; the first is the one that the sentences are about.
+        cases: the arguments of each call to compare, as tuples; the first is the one that the sentences are
+            about.
         praise: what the reader has just shown, said when every value is right.
-        mistakes: wrong answers that are recognised, by name; each differs from the solution in at least one case.
+        mistakes: wrong answers that are recognised, by name; each differs from the solution in at least one
+            case.
         tolerance: how far, relative to the largest value, a right answer may be off.
     """
 
@@ -70,7 +73,8 @@ class Exercise:
         """Judge the learner's function.
 
         Args:
-            function: the answer. It is called once for each case, with arguments of its own to keep or to change.
+            function: the answer. It is called once for each case, with arguments of its own to keep or to
+                change.
 
         Returns:
             The verdict. A check never raises, whatever it is given.
@@ -125,7 +129,8 @@ class Exercise:
                 return Result(False, f"{self.name} returned {complaint}.")
         return Result(
             False,
-            f"{partly}No mistake that this check knows; compare with a loop on the smallest case you can write down.",
+            f"{partly}No mistake that this check knows; compare with a loop on the smallest case you can "
+            "write down.",
         )
 
     def _is(self, mistake: Mistake, pairs: list[tuple[Any, Any]]) -> bool:
@@ -141,7 +146,7 @@ class Exercise:
 
 
 def _call(function: Callable, case: tuple) -> Any:
-    """Call with copies, so that no answer can change the question, and from a seed, so that random answers repeat."""
+    """Call with copies, which no answer can change, and from a seed, so that random answers repeat."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), cpu_float32():
         torch.default_generator.manual_seed(0)  # that of the CPU alone: torch.manual_seed takes 2 ms
         return function(*_copied(case))
@@ -159,9 +164,10 @@ def _copied(value: Any) -> Any:
 
 
 def _as_wanted(answer: Any, wanted: Any) -> Any:
-    """The answer in the form of the wanted value where only the form differs, in memory of its own; else as it is.
+    """The answer in the form of the wanted value, in memory of its own, where only the form differs.
 
-    An array stands for a tensor, and an array or a tensor of one value for a number; whole numbers stay apart from others.
+    An array stands for a tensor, and an array or a tensor of one value for a number; whole numbers stay apart
+    from others.
     """
     if isinstance(wanted, tuple | list):
         if isinstance(answer, tuple | list) and len(answer) == len(wanted):

@@ -21,22 +21,9 @@ from .image_set import ImageSet, check_choice, check_split
 MAX_BYTES = 4 * 2**30  # a laptop with 8 GB still has room for the model beside this
 LISTED = 20  # broken pictures that a warning names one by one
 
-# A file with one of these names is meant as a picture, and is named in the warning where Pillow cannot read it.
-PICTURE_NAMES = frozenset(
-    (
-        *IMG_EXTENSIONS,
-        ".apng",
-        ".avif",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".ico",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jxl",
-        ".svg",
-    )
+# A file with one of these names is meant as a picture, and is reported where Pillow cannot read it.
+PICTURE_NAMES = frozenset(IMG_EXTENSIONS) | frozenset(
+    ".apng .avif .gif .heic .heif .ico .jfif .jp2 .jpe .jxl .svg".split()
 )
 # Beside the names that begin with a dot: what Windows and macOS put into folders and archives.
 HIDDEN = frozenset(("thumbs.db", "desktop.ini", "__macosx"))
@@ -51,15 +38,15 @@ def image_folder(
     seed: int = 0,
     on_error: str = "skip",
 ) -> ImageSet:
-    """Read a folder of pictures into memory: ``path/cat/*.jpg``, ``path/dog/*.png``, as torchvision's ``ImageFolder``.
+    """Read a folder of pictures, one sub-folder per class as for torchvision's ``ImageFolder``, into memory.
 
-    A picture is a file of any kind that Pillow can read, whatever its name; files that are called like a picture and
-    cannot be read are reported. Of an animation the first frame is taken. Links are followed; a folder that a class
-    reaches on several ways counts once.
+    A picture is a file of any kind that Pillow can read, whatever its name; files that are called like a
+    picture and cannot be read are reported. Of an animation the first frame is taken. Links are followed; a
+    folder that a class reaches on several ways counts once.
 
-    Pictures are turned upright (EXIF), made RGB (transparent parts become white), scaled to cover ``size`` and cut
-    around their centre. Which pictures are for testing is drawn for each class by itself, from the sorted file names
-    and ``seed`` alone.
+    Pictures are turned upright (EXIF), made RGB (transparent parts become white), scaled to cover ``size``
+    and cut around their centre. Which pictures are for testing is drawn for each class by itself, from the
+    sorted file names and ``seed`` alone.
 
     Args:
         path: the folder; ``~`` is the home folder. Hidden files and folders in it are left alone.
@@ -75,9 +62,9 @@ def image_folder(
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it has no class folders, a class has no or too few pictures, everything together needs more
-            than 4 GB, a picture cannot be read and ``on_error`` is ``'raise'``, or an argument is not among those
-            named above.
+        ValueError: if it has no class folders, a class has no or too few pictures, everything together needs
+            more than 4 GB, a picture cannot be read and ``on_error`` is ``'raise'``, or an argument is not
+            among those named above.
         TypeError: for an argument of another type.
     """
     if not isinstance(path, str | Path):
@@ -97,8 +84,9 @@ def image_folder(
     needed = total * 3 * height * width * 4  # four bytes for each number
     if needed > MAX_BYTES:
         raise ValueError(
-            f"{total:,} pictures of {height} × {width} pixels need {needed / 2**30:.1f} GB of memory; choose a "
-            "smaller size, or read them batch by batch with torchvision.datasets.ImageFolder and a DataLoader"
+            f"{total:,} pictures of {height} × {width} pixels need {needed / 2**30:.1f} GB of memory; "
+            "choose a smaller size, or read them batch by batch with torchvision.datasets.ImageFolder and "
+            "a DataLoader"
         )
 
     images, labels, broken = [], [], {}
@@ -119,7 +107,8 @@ def image_folder(
     for name, files in by_class.items():
         if all(file in broken for file in files):
             raise ValueError(
-                f"none of the {len(files)} pictures of class {name!r} for split {split!r} can be read: {broken[files[0]]}"
+                f"none of the {len(files)} pictures of class {name!r} for split {split!r} can be read: "
+                f"{broken[files[0]]}"
             )
     if broken:
         lines = [f"{len(broken)} of {total} pictures cannot be read and are left out:"]
@@ -151,19 +140,20 @@ def _find_pictures(root: Path) -> dict[str, list[Path]]:
     )
     if not folders:
         raise ValueError(
-            f"{str(root)!r} holds no class folders; put the pictures of each class into a folder of its own, such as "
-            f"{str(root / 'cat')!r}"
+            f"{str(root)!r} holds no class folders; put the pictures of each class into a folder of its "
+            f"own, such as {str(root / 'cat')!r}"
         )
     found = {folder.name: _pictures_below(folder) for folder in folders}
     if not any(found.values()):
         raise ValueError(
-            f"the {len(folders)} class folders of {str(root)!r} hold no pictures ({', '.join(IMG_EXTENSIONS)} …)"
+            f"the {len(folders)} class folders of {str(root)!r} hold no pictures "
+            f"({', '.join(IMG_EXTENSIONS)} …)"
         )
     return found
 
 
 def _pictures_below(folder: Path) -> list[Path]:
-    """The pictures in a folder and its sub-folders, links included, in the order of their names on every system."""
+    """The pictures in a folder and its sub-folders, links included, sorted the same way on every system."""
     found, seen = [], set()
     for place, inside, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
@@ -187,7 +177,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether this is called like a picture, also a link that leads nowhere, or holds one under another name."""
+    """Whether this is called like a picture, even as a link to nowhere, or holds one by another name."""
     if _is_hidden(path.name):
         return False
     if path.suffix.lower() in PICTURE_NAMES:
@@ -198,9 +188,7 @@ def _is_picture(path: Path) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are no pictures after all
             with Image.open(path) as opened:
-                return not isinstance(
-                    opened, ImageFile.StubImageFile
-                )  # tables of numbers that Pillow only knows by name
+                return not isinstance(opened, ImageFile.StubImageFile)  # known by name only
     except Exception:
         return False
 
@@ -246,6 +234,7 @@ def _eight_bits(picture: Image.Image, file_format: str | None) -> Image.Image:
     values = np.asarray(picture)
     if 0 < values.max() < 256:
         raise ValueError(
-            f"its 16-bit numbers end at {values.max()} of 65535, so it would come out black; store it in 8 bits"
+            f"its 16-bit numbers end at {values.max()} of 65535, so it would come out black; store it in 8 "
+            "bits"
         )
     return Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))

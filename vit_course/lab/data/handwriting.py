@@ -8,7 +8,7 @@ from .image_set import ImageSet, check_split
 
 
 def digits(split: str = "train") -> ImageSet:
-    """Scikit-learn's handwritten digits, 8 × 8 grey, in a fixed split of 1,437 and 360 with equal shares of each digit.
+    """Scikit-learn's handwritten digits, 8 × 8 grey, in a fixed split of 1,437 and 360, stratified by digit.
 
     Args:
         split: ``'train'`` or ``'test'``.

@@ -40,20 +40,21 @@ class ImageSet:
     """Images with their labels and, where they are known, the exact masks and boxes of their objects.
 
     Attributes:
-        images: (b, c, h, w) float32, values in 0..1. Floats, not bytes: what a lesson sees is what it computes with,
-            and the largest set of the course (20,000 × 3 × 32 × 32) takes 245 MB.
+        images: (b, c, h, w) float32, values in 0..1. Floats, not bytes: what a lesson sees is what it
+            computes with, and the largest set of the course (20,000 × 3 × 32 × 32) takes 245 MB.
         labels: (b,) int64, positions in ``classes``.
         classes: the names of the classes.
         masks: (b, h, w) bool, true on the object; None where nobody knows.
-        boxes: (b, 4) float32, ``x0 y0 x1 y1`` in pixels, ``x1`` and ``y1`` just outside the object; None where
-            nobody knows.
+        boxes: (b, 4) float32, ``x0 y0 x1 y1`` in pixels, ``x1`` and ``y1`` just outside the object; None
+            where nobody knows.
 
-    A single whole number as an index gives the pair (image, label), so that a ``torch.utils.data.DataLoader`` takes a
-    set as it is. A slice gives a smaller set that shares its memory; a list, an array or a tensor of whole numbers, or
-    of one boolean for each image, gives one with copies.
+    A single whole number as an index gives the pair (image, label), so that a ``torch.utils.data.DataLoader``
+    takes a set as it is. A slice gives a smaller set that shares its memory; a list, an array or a tensor of
+    whole numbers, or of one boolean for each image, gives one with copies.
 
     Raises:
-        TypeError, ValueError: if the parts do not fit together, naming the shapes, or for an index of another kind.
+        TypeError, ValueError: if the parts do not fit together, naming the shapes, or for an index of another
+            kind.
         IndexError: for an index beyond the end.
     """
 
@@ -105,7 +106,8 @@ class ImageSet:
 
         Args:
             count: number of images b in the batch.
-            generator: where the randomness comes from; None takes PyTorch's own, which ``torch.manual_seed`` sets.
+            generator: where the randomness comes from; None takes PyTorch's own, which ``torch.manual_seed``
+                sets.
 
         Returns:
             images (b, c, h, w) and labels (b,).
@@ -149,7 +151,7 @@ def _position(index: object, length: int) -> int | slice | Tensor:
     if isinstance(index, bool | np.bool_) or isinstance(several, Tensor) and several.dtype == torch.bool:
         raise TypeError(f"an ImageSet is indexed by whole numbers, not by {index}")
     try:
-        return operator.index(several)  # type: ignore[arg-type]  # whether it can is asked here
+        return operator.index(several)  # type: ignore[arg-type]  # this tests whether it can
     except TypeError:
         kind = type(index).__name__
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Real colour photographs that travel inside the scikit-image and scikit-learn packages, whole or in small crops."""
+"""Real colour photographs that come with scikit-image and scikit-learn, whole or in small crops."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def photo(name: str) -> Tensor:
 
     Raises:
         TypeError, ValueError: for another name.
-        FileNotFoundError: if the installed scikit-image or scikit-learn does not carry the file; nothing is ever
-            downloaded.
+        FileNotFoundError: if the installed scikit-image or scikit-learn does not carry the file; nothing is
+            ever downloaded.
     """
     check_choice("name", name, tuple(PHOTO_CREDITS))
     credit = PHOTO_CREDITS[name]
@@ -143,9 +143,9 @@ def photo(name: str) -> Tensor:
 def photos(split: str = "train", count: int | None = None, size: int = 32, seed: int = 0) -> ImageSet:
     """Square crops of random place and size, labelled with the photograph they were cut from.
 
-    In the upper half of each photograph the right 30 % are for testing, in the lower half the left 30 %; the rest is
-    for training. No crop crosses a border, so training and test crops never share a pixel. The two corners make the
-    test about more than one place.
+    In the upper half of each photograph the right 30 % are for testing, in the lower half the left 30 %; the
+    rest is for training. No crop crosses a border, so training and test crops never share a pixel. The two
+    corners make the test about more than one place.
 
     Args:
         split: ``'train'`` or ``'test'``.
@@ -154,8 +154,8 @@ def photos(split: str = "train", count: int | None = None, size: int = 32, seed:
         seed: another number cuts elsewhere.
 
     Returns:
-        An ImageSet of (b, 3, size, size) images; the classes are the names of the photographs. Same arguments, same
-        crops.
+        An ImageSet of (b, 3, size, size) images; the classes are the names of the photographs. Same
+        arguments, same crops.
 
     Raises:
         TypeError, ValueError: for an argument that is not among those named above.

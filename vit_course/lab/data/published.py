@@ -24,8 +24,8 @@ def published(name: str, split: str = "train", root: str | Path = "data", downlo
         download: whether to fetch files that are not there.
 
     Returns:
-        An ImageSet of (b, c, h, w) images: 3 × 32 × 32 for CIFAR (614 MB for its 50,000 training images), 1 × 28 × 28
-        for the others.
+        An ImageSet of (b, c, h, w) images: 3 × 32 × 32 for CIFAR (614 MB for its 50,000 training images),
+        1 × 28 × 28 for the others.
 
     Raises:
         FileNotFoundError: if the files are not there and ``download`` is False.

@@ -1,11 +1,11 @@
 """Generated scenes: one of ten shapes before a textured background, with its label, exact mask and box.
 
-Everything except the outline is drawn independently of the class: place, size, angle, stretch, colours, textures,
-noise. Every shape covers the same area, so that counting object pixels tells nothing either.
+Everything except the outline is drawn independently of the class: place, size, angle, stretch, colours,
+textures, noise. Every shape covers the same area, so that counting object pixels tells nothing either.
 
-How hard the three levels are was settled by these pixel baselines, so that an easy set can flatter nothing. In per
-cent, from 5,000 training and 2,000 test scenes of 32 × 32 pixels with seed 0 (chance is 10; one point either way is
-noise; ``benchmarks/calibrate_shapes.py`` prints this table):
+How hard the three levels are was settled by these pixel baselines, so that an easy set can flatter nothing.
+In per cent, from 5,000 training and 2,000 test scenes of 32 × 32 pixels with seed 0 (chance is 10; one point
+either way is noise; ``benchmarks/calibrate_shapes.py`` prints this table):
 
 | | easy | default | hard |
 |---|---|---|---|
@@ -41,9 +41,9 @@ from vit_course.patching import require_at_least, require_between
 from ..defaults import cpu_float32
 from .image_set import ImageSet, check_choice, check_split
 
-# The ten outlines. Each function takes coordinates of one shape (x to the right, y up) and gives the signed distance to
-# its outline: negative inside, positive outside, exact along straight edges and near enough elsewhere for a soft edge of
-# one pixel.
+# The ten outlines. Each function takes coordinates of one shape (x to the right, y up) and gives the signed
+# distance to its outline: negative inside, positive outside, exact along straight edges and near enough
+# elsewhere for a soft edge of one pixel.
 
 
 def disc(x: Tensor, y: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def triangle(x: Tensor, y: Tensor) -> Tensor:
 
 
 def star(x: Tensor, y: Tensor) -> Tensor:
-    """n · (q − tip), with q the point folded into the tenth of the star between a tip and its neighbouring dent"""
+    """n · (q − tip), with q the point folded into the tenth of the star between a tip and a dent"""
     fifth, dent = 2 * math.pi / 5, 0.45
     angle = (torch.remainder(torch.atan2(x, y) + fifth / 2, fifth) - fifth / 2).abs()
     edge = torch.tensor(
@@ -90,7 +90,7 @@ def crescent(x: Tensor, y: Tensor) -> Tensor:
 
 
 def heart(x: Tensor, y: Tensor) -> Tensor:
-    """min((|x| + |y| − 1) / √2, |(|x|, y) − (½, ½)| − 1/√2): a square on its corner with a disc on each upper side"""
+    """min((|x| + |y| − 1) / √2, |(|x|, y) − (½, ½)| − 1/√2): a square and a disc on each upper side"""
     a = x.abs()
     return torch.minimum((a + y.abs() - 1) / math.sqrt(2), torch.hypot(a - 0.5, y - 0.5) - math.sqrt(0.5))
 
@@ -129,11 +129,12 @@ SHAPES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
 
 @dataclass(frozen=True)
 class Level:
-    """How hard one level of `shapes` is. Brightness runs from 0 to 1; sizes are in halves of the picture's width.
+    """How hard one level of `shapes` is, with brightness in 0..1 and sizes in halves of the picture's width.
 
     Attributes:
         scale: smallest and largest size of the object.
-        light: share of the scenes whose object is lighter than what is behind it; in the others any brightness can come.
+        light: share of the scenes whose object is lighter than what is behind it; in the others any
+            brightness can come.
         gap: by how much it is lighter at least (at most .25 more).
         texture: strength of gradients, stripes and blotches.
         noise: standard deviation of the noise on each pixel.
@@ -174,8 +175,8 @@ def shapes(
         seed: another number gives other scenes.
 
     Returns:
-        An ImageSet of (b, 3, size, size) images with masks and boxes. Same arguments give the same scenes bit for bit
-        on one machine, and a smaller ``count`` gives the first scenes of a larger one.
+        An ImageSet of (b, 3, size, size) images with masks and boxes. Same arguments give the same scenes bit
+        for bit on one machine, and a smaller ``count`` gives the first scenes of a larger one.
 
     Raises:
         TypeError, ValueError: for an argument that is not among those named above.
@@ -258,7 +259,7 @@ def _uniform(low: float, high: float, generator: torch.Generator, *shape: int) -
 
 
 def _object_distance(level: Level, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Signed distance to one object per scene, classes in order: (b, 1, s, s), in halves of the picture's width."""
+    """Signed distance to one object per scene, classes in order: (b, 1, s, s), in halves of the width."""
     scale = _uniform(*level.scale, generator)
     # How far the centre may go: compact shapes stay inside, the farthest tips of others may leave.
     room = 1 - 0.75 * scale
@@ -314,7 +315,7 @@ def _add_stroke(scene: Tensor, x: Tensor, y: Tensor, generator: torch.Generator)
 def _set_apart(
     scene: Tensor, object_: Tensor, level: Level, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Shift the colours so that object and scene differ; in the level's share of scenes the object is lighter."""
+    """Shift the colours so that object and scene differ; in the level's share the object is lighter."""
     apart = (object_ - scene).mean((2, 3), keepdim=True)
     length = apart.norm(dim=1, keepdim=True)
     object_ = object_ + apart * (CONTRAST / length - 1).clamp_min(0)
