@@ -1,4 +1,6 @@
-"""Every exercise accepts its solution, names each of its mistakes, and survives whatever a learner's function does."""
+"""Every exercise accepts its solution, names each of its mistakes, and survives whatever a learner's function
+does.
+"""
 
 import subprocess
 import sys
