@@ -235,7 +235,7 @@ def heatmap(
         figsize=(WIDTH / 2, WIDTH / 2 * min(1.2, matrix.shape[0] / matrix.shape[1]) + 0.4),
         layout="compressed",
     )
-    shown = axis.imshow(matrix, cmap="viridis")
+    shown = axis.imshow(matrix.numpy(), cmap="viridis")
     figure.colorbar(shown, ax=axis, shrink=0.8)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
