@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
+from support.links import link
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
@@ -298,13 +299,6 @@ def test_ink_and_animations_become_rgb(tmp_path):
     first.save(folder / "moving.gif", save_all=True, append_images=[second])
     cyan, moving, _ = read_all(tmp_path)
     assert cyan[0] < 0.1 and min(cyan[1:]) > 0.6 and moving == pytest.approx((0, 0, 1), abs=0.05)
-
-
-def link(path: Path, target: Path) -> None:
-    try:
-        path.symlink_to(target, target_is_directory=target.is_dir())
-    except OSError:
-        pytest.skip("this system lets nobody make links")
 
 
 def test_links_are_followed_as_torchvision_does(tmp_path):

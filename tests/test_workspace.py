@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from lessons import ROOT
+from support.links import link
 from workspace import copy_missing, fresh_copy
 
 
@@ -96,7 +97,7 @@ def test_a_file_in_place_of_a_folder_is_named_and_nothing_is_copied(folders, pla
 
 def test_a_link_to_a_folder_serves_and_one_to_nowhere_is_named(folders, tmp_path):
     notebooks, work = folders
-    work.symlink_to(tmp_path / "elsewhere")
+    link(work, tmp_path / "elsewhere")
     with pytest.raises(NotADirectoryError, match="work is a link that leads nowhere"):
         copy_missing(notebooks, work)
     (tmp_path / "elsewhere").mkdir()
@@ -107,7 +108,7 @@ def test_a_link_to_a_folder_serves_and_one_to_nowhere_is_named(folders, tmp_path
 def test_a_copy_that_is_a_link_is_never_touched(folders, tmp_path):
     notebooks, work = folders
     work.mkdir()
-    (work / "02_attention.ipynb").symlink_to(tmp_path / "on a stick that is not here.ipynb")
+    link(work / "02_attention.ipynb", tmp_path / "on a stick that is not here.ipynb")
     assert work / "02_attention.ipynb" not in copy_missing(notebooks, work)
     assert fresh_copy("02", notebooks, work).name == "02_attention.fresh.ipynb"
     assert (work / "02_attention.ipynb").is_symlink()

@@ -30,6 +30,7 @@ def published(name: str, split: str = "train", root: str | Path = "data", downlo
     Raises:
         FileNotFoundError: if the files are not there and ``download`` is False.
         NotADirectoryError: if ``root`` is a file, or below one.
+        PermissionError: if ``root`` may not be written.
         ConnectionError: if they cannot be fetched.
         TypeError, ValueError: for an argument that is not among those named above.
     """
@@ -44,6 +45,8 @@ def published(name: str, split: str = "train", root: str | Path = "data", downlo
     instead = "digits(), photos() and shapes() need no download"
     try:
         data = getattr(datasets, name)(str(root), train=split == "train", download=download)
+    except PermissionError as error:
+        raise PermissionError(f"{name} cannot be written into {str(root)!r}: {error}") from error
     except OSError as error:
         raise ConnectionError(
             f"{name} cannot be fetched into {str(root)!r} ({error}); is there a network? {instead}"
@@ -73,7 +76,7 @@ def cifar10(split: str = "train", root: str | Path = "data", download: bool = Fa
         An ImageSet of (b, 3, 32, 32) images.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ConnectionError, TypeError, ValueError: as `published` does.
+        OSError, TypeError, ValueError: as `published` does.
 
     Source:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
