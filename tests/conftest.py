@@ -14,7 +14,7 @@ HERE = ("127.", "localhost", "::1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Cuts the network for the tests, and by a missing proxy for the kernels and programs that they start."""
+    """Cut the network for the tests, and by a missing proxy for the kernels and programs that they start."""
     connect = socket.socket.connect
 
     def connect_here(self: socket.socket, address: object) -> None:
@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts lessons before tests, what trains longest first: two workers then end at about the same time."""
+    """Put lessons before tests, what trains longest first: two workers then end at about the same time."""
     notebooks = ROOT / "notebooks"
     longest_first = [*reversed(lessons_in(notebooks)), *lessons_in(notebooks / ATLAS)]
     order = {path: number for number, path in enumerate(longest_first)}
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def write_lesson(tmp_path: Path) -> Callable[..., Path]:
-    """Gives a function that writes a small lesson, stored as if it had been run, and returns its path.
+    """Return a function that writes a small lesson, stored as if it had been run, and returns its path.
 
     Its cells are strings: text, or code that begins with "%%". Its ``outputs`` are listed by the number of
     the code cell, from one.

@@ -11,13 +11,13 @@ from notebook_lint import lint
 
 
 def replace(view, old: str, new: str) -> None:
-    """Edits a view like an author."""
+    """Edit a view like an author."""
     view.write_text(view.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
 @pytest.fixture
 def lesson(write_lesson):
-    """Gives a lesson with an ignored output and a folded cell."""
+    """Return a lesson with an ignored output and a folded cell."""
     path = write_lesson("01_text", "# Title", "%%x = 1", "Text", "%%print(x)", "%%y = 1")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[3].metadata = IGNORED

@@ -37,9 +37,14 @@ def test_imports_point_to_earlier_lessons_only():
     assert wrong_arrows(ROOT / "notebooks", ROOT / "vit_course") == []
 
 
+@pytest.mark.xfail(strict=True, reason="lesson 04 draws its bar early; this mark goes when it does not")
+def test_lessons_import_the_progress_bar_where_it_is_drawn():
+    assert eager_imports(ROOT / "notebooks", ROOT / "vit_course") == []
+
+
 @pytest.fixture
 def course(tmp_path, write_lesson):
-    """Gives the folders of a course with one lesson, exported and in agreement."""
+    """Return the folders of a course with one lesson, exported and in agreement."""
     opening = "# 01 · The block\n\n**What is\na block?**"
     write_lesson("01_block", opening, "%%#| default_exp block", f"%%{BLOCK}")
     notebooks, package = tmp_path / "notebooks", tmp_path / "vit_course"
@@ -51,7 +56,7 @@ def course(tmp_path, write_lesson):
 
 
 def problems(notebooks: Path, package: Path) -> list[str]:
-    """Lists what all guards find."""
+    """List what all guards find."""
     return differences(notebooks, package) + copies(notebooks, package) + wrong_arrows(notebooks, package)
 
 

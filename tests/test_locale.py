@@ -1,6 +1,5 @@
 """The tools work on machines whose text is not UTF-8, and in folders with spaces and letters beyond ASCII."""
 
-import ast
 import os
 import shutil
 import subprocess
@@ -10,15 +9,15 @@ from pathlib import Path
 import pytest
 from layout import ROOT
 
-# Under LC_ALL=C, and with Python told to obey it, a file is ASCII unless its reader says otherwise; CP1252, of
-# Windows terminals, has no arrow.
+# Under LC_ALL=C, which Python is told to obey, a file is ASCII unless its reader says otherwise; CP1252, the
+# encoding of Windows terminals, has no arrow.
 OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
 SOURCE = '%%#| export\ndef größer(x):\n    """x → größer · ≥"""\n    return x'
 
 
 @pytest.fixture
 def course(tmp_path, write_lesson) -> Path:
-    """Gives a clone with two small lessons, in a folder whose name is no plain word."""
+    """Return a clone with two small lessons, in a folder whose name is no plain word."""
     root = tmp_path / "Übung eins → zwei"
     for name in ("tools", "vit_course/lab"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -31,7 +30,7 @@ def course(tmp_path, write_lesson) -> Path:
 
 
 def run(root: Path, tool: str, *arguments: str) -> tuple[int, str]:
-    """Runs a tool of a clone in another locale, and gives its exit status and all that it printed."""
+    """Run a tool of a clone in another locale, and return its exit status and all that it printed."""
     environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONPATH")}
     result = subprocess.run(
         [sys.executable, f"tools/{tool}.py", *arguments],
@@ -97,53 +96,3 @@ def test_a_learner_gets_copies(course):
     status, shown = run(course, "workspace")
     assert status == 0, shown
     assert (course / "work" / "01_more.ipynb").exists()
-
-
-def without_encoding(source: str) -> list[int]:
-    """Lists the lines of a piece of Python that read or write text in the encoding of the locale."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
-            continue
-        called = ast.unparse(node.func)
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        mode = given.get("mode", ast.unparse(node.args[1]) if len(node.args) > 1 else "'r'")
-        if (
-            called.endswith((".read_text", ".write_text"))
-            or (called == "open" and "b" not in mode)
-            or (called.startswith("subprocess.") and {"text", "universal_newlines"} & given.keys())
-        ):
-            found.append(node.lineno)
-    return found
-
-
-@pytest.mark.parametrize("folder", ["tools"])
-def test_text_is_read_and_written_in_an_encoding_that_is_named(folder):
-    faults = {
-        f"{path.relative_to(ROOT)}:{line}"
-        for path in (ROOT / folder).rglob("*.py")
-        for line in without_encoding(path.read_text(encoding="utf-8"))
-    }
-    assert sorted(faults) == []
-
-
-def test_a_missing_encoding_is_found():
-    bad = """
-path.read_text()
-path.write_text(text)
-open(path)
-open(path, "a")
-open(path, mode="w")
-subprocess.run(command, text=True)
-"""
-    good = """
-path.read_text(encoding="utf-8")
-path.write_text(text, encoding="utf-8")
-open(path, "rb")
-open(path, encoding="utf-8")
-Image.open(path)
-subprocess.run(command)
-subprocess.run(command, encoding="utf-8")
-"""
-    assert sorted(without_encoding(bad)) == [2, 3, 4, 5, 6, 7]
-    assert without_encoding(good) == []

@@ -20,7 +20,7 @@ from support.browser import chromium_path, node_path
 
 
 def read(name: str) -> str:
-    """Reads a file of the clone."""
+    """Read a file of the clone."""
     return (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -30,7 +30,7 @@ BENCHMARKS_ONLY = {"vit-pytorch"}
 
 
 def pins() -> dict[str, str]:
-    """Reads the pinned version of each package."""
+    """Read the pinned version of each package."""
     lines = read("constraints.txt").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_package_with_its_scripts_styles_and_results_and_not
 
 
 def run_here(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program in the clone."""
+    """Run a Python program in the clone."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
 
@@ -119,7 +119,7 @@ esac
 
 @pytest.fixture
 def make(tmp_path):
-    """Gives a function that runs make in a fresh clone with Python's stand-in: its result, and what was run.
+    """Return a function that runs make in a fresh clone with Python's stand-in: its result, and what was run.
 
     Both stand in folders with a space and an apostrophe in their names, as people have them.
     """
@@ -147,7 +147,7 @@ def make(tmp_path):
 
 
 def installs(lines: list[str]) -> int:
-    """Counts the installs among what was run."""
+    """Count the installs among what was run."""
     return sum("pip install" in line for line in lines)
 
 
@@ -282,7 +282,7 @@ def test_clean_keeps_what_the_learner_wrote(make):
 
 @pytest.fixture
 def failing_hooks(tmp_path, write_lesson):
-    """Gives a function that runs the hooks of pre-commit on a small clone and names those that fail."""
+    """Return a function that runs the hooks of pre-commit on a small clone and names those that fail."""
     write_lesson("01_mine", "# Mine", "%%#| default_exp mine", "%%#| export\nSIZE = 2")
     for name in (".pre-commit-config.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
@@ -310,7 +310,7 @@ def failing_hooks(tmp_path, write_lesson):
 def test_hooks_let_a_good_clone_pass_and_each_sees_its_damage(failing_hooks, tmp_path):
     assert failing_hooks() == set()
     with (tmp_path / "vit_course" / "mine.py").open("a", encoding="utf-8") as module:
-        module.write("print(nowhere ) # teh end\n")
+        module.write("print(nowhere ) # teh end\n")  # codespell:ignore teh
     assert failing_hooks() == {"ruff-check", "ruff-format", "export", "codespell"}
 
 

@@ -24,15 +24,15 @@ SKELETON = Path(__file__).with_name("skeleton.txt")
 
 
 def new(name: str, notebooks: Path) -> Path:
-    """Writes the py:percent view of a lesson that is to be, and gives its path.
+    """Write the py:percent view of a lesson that is to be, and return its path.
 
     Args:
         name: "15_name" for a lesson of the course, "a9_name" for one of the atlas.
-        notebooks: The folder of the course.
+        notebooks: the folder of the course.
 
     Raises:
-        ValueError: The name is not that of a lesson, or its number is taken.
-        FileExistsError: There is a view of that name.
+        ValueError: the name is not that of a lesson, or its number is taken.
+        FileExistsError: there is a view of that name.
     """
     if not LESSON_NAME.fullmatch(name):
         raise ValueError(
@@ -61,11 +61,11 @@ def new(name: str, notebooks: Path) -> Path:
 
 
 def edit(lesson: str, notebooks: Path) -> Path:
-    """Writes the py:percent view of a lesson and gives its path.
+    """Write the py:percent view of a lesson and return its path.
 
     Raises:
-        ValueError: There is no such lesson.
-        FileExistsError: There is a view already.
+        ValueError: there is no such lesson.
+        FileExistsError: there is a view already.
     """
     path = find_lesson(lesson, notebooks)
     view = path.with_suffix(".py")
@@ -75,18 +75,18 @@ def edit(lesson: str, notebooks: Path) -> Path:
 
 
 def fail_if_there(view: Path) -> None:
-    """Keeps what an author is writing: raises FileExistsError for a view that exists."""
+    """Keep what an author is writing: raise FileExistsError for a view that exists."""
     if view.exists():
         raise FileExistsError(f"{view.name} is there already: build it, or remove it first")
 
 
 def build(lesson: str, notebooks: Path) -> Path:
-    """Makes a lesson from its py:percent view, converted, formatted, run and normalised, and gives its path.
+    """Make a lesson from its py:percent view, converted, formatted, run and normalised, and return its path.
 
     Raises:
-        ValueError: There is no such view.
-        ExecutionError: A cell fails; the notebook on disk stays as it was.
-        RuntimeError: Another step fails; the notebook on disk stays as it was.
+        ValueError: there is no such view.
+        ExecutionError: a cell fails; the notebook on disk stays as it was.
+        RuntimeError: another step fails; the notebook on disk stays as it was.
     """
     view = find_lesson(lesson, notebooks, suffix=".py")
     path = view.with_suffix(".ipynb")
@@ -107,17 +107,17 @@ def build(lesson: str, notebooks: Path) -> Path:
 
 
 def jupytext(*arguments: str) -> None:
-    """Runs jupytext; raises RuntimeError with its message where it fails."""
+    """Run jupytext; raise RuntimeError with its message where it fails."""
     run("jupytext", "--quiet", *arguments)
 
 
 def ruff(*arguments: str, draft: Path) -> None:
-    """Runs ruff on a notebook; raises RuntimeError with its message where it fails."""
+    """Run ruff on a notebook; raise RuntimeError with its message where it fails."""
     run("ruff", *arguments, "--quiet", "--config", str(ROOT / "pyproject.toml"), str(draft))
 
 
 def run(module: str, *arguments: str) -> None:
-    """Runs a Python program; raises RuntimeError with its message where it fails."""
+    """Run a Python program; raise RuntimeError with its message where it fails."""
     result = shell.run(sys.executable, "-m", module, *arguments)
     if result.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{result.stderr or result.stdout}")

@@ -32,16 +32,16 @@ class ExecutionError(RuntimeError):
 
 
 def execute(notebook: NotebookNode, path: Path, timeout: int = 600) -> None:
-    """Runs all cells of a notebook in a new kernel and keeps their outputs in place.
+    """Run all cells of a notebook in a new kernel and keep their outputs in place.
 
     Args:
-        notebook: The notebook.
-        path: Where it stands; its cells run in that folder.
-        timeout: The longest time for one cell, in seconds.
+        notebook: the notebook.
+        path: where it stands; its cells run in that folder.
+        timeout: the longest time for one cell, in seconds.
 
     Raises:
-        ExecutionError: A cell fails, is too slow or kills the kernel, or one tagged raises-exception raises
-        none.
+        ExecutionError: a cell fails, is too slow or kills the kernel, or is tagged raises-exception and
+            raises nothing.
     """
     folder = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(
@@ -73,7 +73,7 @@ def execute(notebook: NotebookNode, path: Path, timeout: int = 600) -> None:
 
 
 def normalise(notebook: NotebookNode) -> None:
-    """Brings a notebook into its stored form, in place, without traces of a machine, a moment or an editor.
+    """Bring a notebook into its stored form, in place, without traces of a machine, a moment or an editor.
 
     Kept are sources, tags, what folds a cell, execution counts, outputs and their metadata (the text
     alternatives of pictures). Dropped are all other metadata, widgets (they need a kernel) and the tracebacks
@@ -93,7 +93,7 @@ def normalise(notebook: NotebookNode) -> None:
 
 
 def kept_metadata(cell: NotebookNode) -> NotebookNode:
-    """Gives what of a cell's metadata is the author's: its tags, and whether JupyterLab folds its source."""
+    """Return what of a cell's metadata is the author's: its tags, and whether JupyterLab folds its source."""
     kept = {}
     if cell.metadata.get("tags"):
         kept["tags"] = cell.metadata.tags
@@ -103,10 +103,10 @@ def kept_metadata(cell: NotebookNode) -> NotebookNode:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Writes a notebook whole or not at all.
+    """Write a notebook whole or not at all.
 
     Raises:
-        nbformat.ValidationError: It is not valid.
+        nbformat.ValidationError: it is not valid.
     """
     nbformat.validate(notebook)
     partial = path.with_name(f".{path.name}.part")

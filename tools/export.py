@@ -35,12 +35,11 @@ class ExportError(ValueError):
 
 
 def module_name(path: Path) -> str | None:
-    """Reads which module a lesson makes: "patching", "atlas.deeper", or None where it exports nothing.
+    """Read which module a lesson makes: "patching", "atlas.deeper", or None where it exports nothing.
 
     Raises:
-        ExportError: There is a directive other than ``default_exp NAME`` and ``export``, a second name, or
-        none
-            for the exported cells.
+        ExportError: there is a directive other than ``default_exp NAME`` and ``export``, a second name, or
+            no name for the exported cells.
     """
     directives = [directive for source in code(path) for directive in DIRECTIVE.findall(source)]
     names = [line.removeprefix(NAMES_MODULE) for line in directives if line.startswith(NAMES_MODULE)]
@@ -62,22 +61,22 @@ def module_name(path: Path) -> str | None:
 
 
 def exported_cells(path: Path) -> list[str]:
-    """Reads the sources of a lesson's exported cells, without the directive."""
+    """Read the sources of a lesson's exported cells, without the directive."""
     return [
         DIRECTIVE.sub("", source).strip() for source in code(path) if "export" in DIRECTIVE.findall(source)
     ]
 
 
 def code(path: Path) -> list[str]:
-    """Reads the sources of a notebook's code cells."""
+    """Read the sources of a notebook's code cells."""
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 def module_source(path: Path) -> str:
-    """Makes the text of the module of a lesson.
+    """Make the text of the module of a lesson.
 
     Raises:
-        ExportError: A cell is not plain Python, or the module has a name that none of its own cells defines.
+        ExportError: a cell is not plain Python, or the module has a name that none of its own cells defines.
     """
     imports, definitions, names = [], [], []
     for source in exported_cells(path):
@@ -101,15 +100,15 @@ def module_source(path: Path) -> str:
 
 
 def with_origin(source: str, path: Path) -> str:
-    """Ends the docstring of every public function and class of a cell with "Built in lesson NN.".
+    """End the docstring of every public function and class of a cell with "Built in lesson NN.".
 
     Args:
-        source: The cell. A sentence of that kind that stands in it already is replaced.
-        path: The lesson.
+        source: the cell. A sentence of that kind that stands in it already is replaced.
+        path: the lesson.
 
     Raises:
-        SyntaxError: The cell is not plain Python.
-        ExportError: Such a docstring is not in triple double quotes on lines of its own.
+        SyntaxError: the cell is not plain Python.
+        ExportError: such a docstring is not in triple double quotes on lines of its own.
     """
     lines = source.splitlines()
     for definition in reversed(public_definitions(ast.parse(source))):
@@ -130,13 +129,13 @@ def with_origin(source: str, path: Path) -> str:
 
 
 def public_definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Lists the top-level functions and classes of a piece of Python without leading underscore."""
+    """List the top-level functions and classes of a piece of Python without leading underscore."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
 
 
 def defined_names(statement: ast.stmt) -> list[str]:
-    """Lists the names that one top-level statement defines: functions, classes and constants."""
+    """List the names that one top-level statement defines: functions, classes and constants."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     if isinstance(statement, ast.Assign):
@@ -149,7 +148,7 @@ def defined_names(statement: ast.stmt) -> list[str]:
 
 
 def docstring(path: Path) -> str:
-    """Makes the module docstring: the lesson's title and question, and where to edit."""
+    """Make the module docstring: the lesson's title and question, and where to edit."""
     cells = nbformat.read(path, as_version=4).cells
     opening = next((cell.source for cell in cells if cell.cell_type == "markdown"), "")
     title = re.search(r"^# (?:(?:\d\d|a\d)\s*·\s*)?(.+)$", opening, re.MULTILINE)
@@ -163,10 +162,10 @@ def docstring(path: Path) -> str:
 
 
 def tidy(source: str, path: Path) -> str:
-    """Sorts the imports of a module and brings it into standard form.
+    """Sort the imports of a module and bring it into standard form.
 
     Raises:
-        ExportError: The module has undefined, unused or doubled names.
+        ExportError: the module has undefined, unused or doubled names.
     """
     source = ruff("check", "--select", "I", "--fix-only", path=path, source=source).stdout
     source = ruff("format", path=path, source=source).stdout
@@ -182,19 +181,19 @@ def tidy(source: str, path: Path) -> str:
 
 
 def ruff(*arguments: str, path: Path, source: str) -> CompletedProcess[str]:
-    """Runs ruff on the source of a lesson's module, and gives its exit status and what it printed."""
+    """Run ruff on the source of a lesson's module, and return its exit status and what it printed."""
     settings = ("--quiet", "--config", str(ROOT / "pyproject.toml"), "--stdin-filename", f"{path.stem}.py")
     return run(sys.executable, "-m", "ruff", *arguments, *settings, "-", source=source)
 
 
 def modules(notebooks: Path) -> dict[str, str]:
-    """Makes every module of a folder of lessons, and the ``__init__.py`` of the folder of the atlas.
+    """Make every module of a folder of lessons, and the ``__init__.py`` of the folder of the atlas.
 
     Returns:
         The text of each file by its path in the package, "patching.py" or "atlas/deeper.py".
 
     Raises:
-        ExportError: A lesson cannot be exported, or two lessons name one module.
+        ExportError: a lesson cannot be exported, or two lessons name one module.
     """
     made_by: dict[str, Path] = {}
     for path in lesson_paths(notebooks):
@@ -212,12 +211,12 @@ def modules(notebooks: Path) -> dict[str, str]:
 
 
 def package_docstring(folder: str) -> str:
-    """Makes the ``__init__.py`` of a folder of modules."""
+    """Make the ``__init__.py`` of a folder of modules."""
     return f'"""The modules that the lessons in notebooks/{folder} make, one for each lesson."""\n'
 
 
 def orphans(made: dict[str, str], package: Path) -> list[str]:
-    """Lists, as sentences, the modules outside ``lab`` that neither a lesson nor a hand makes."""
+    """List, as sentences, the modules outside ``lab`` that neither a lesson nor a hand makes."""
     there = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
     strange = [name for name in there if name not in {*made, *HAND_WRITTEN} and not name.startswith("lab/")]
     advice = f"remove it, or move hand-written code to {package.name}/lab"
@@ -225,7 +224,7 @@ def orphans(made: dict[str, str], package: Path) -> list[str]:
 
 
 def differences(notebooks: Path, package: Path) -> list[str]:
-    """Lists what keeps lessons and package from agreeing to the letter: lesson faults, diffs and orphans."""
+    """List what keeps lessons and package from agreeing to the letter: lesson faults, diffs and orphans."""
     try:
         made = modules(notebooks)
     except ExportError as error:
@@ -243,13 +242,13 @@ def differences(notebooks: Path, package: Path) -> list[str]:
 
 
 def export(notebooks: Path, package: Path) -> list[str]:
-    """Writes the modules of all lessons; nothing is written where one of them cannot be exported.
+    """Write the modules of all lessons; nothing is written where one of them cannot be exported.
 
     Returns:
         The paths of the modules that changed.
 
     Raises:
-        ExportError: A lesson cannot be exported, or a module is an orphan.
+        ExportError: a lesson cannot be exported, or a module is an orphan.
     """
     made = modules(notebooks)
     changed = []

@@ -14,34 +14,34 @@ SOLUTIONS = "solutions"
 
 
 def lesson_paths(notebooks: Path) -> list[Path]:
-    """Lists the lesson notebooks in teaching order: the course, then the atlas.
+    """List the lesson notebooks in teaching order: the course, then the atlas.
 
     Args:
-        notebooks: The folder of the course; solutions and checkpoints in it are left out.
+        notebooks: the folder of the course; solutions and checkpoints in it are left out.
     """
     return [*lessons_in(notebooks), *lessons_in(notebooks / ATLAS)]
 
 
 def all_notebooks(notebooks: Path) -> list[Path]:
-    """Lists the lessons, then the notebooks with the solutions of their exercises."""
+    """List the lessons, then the notebooks with the solutions of their exercises."""
     return [*lesson_paths(notebooks), *lessons_in(notebooks / SOLUTIONS)]
 
 
 def lessons_in(folder: Path, suffix: str = ".ipynb") -> list[Path]:
-    """Lists the files of one folder that are named like lessons, in order."""
+    """List the files of one folder that are named like lessons, in order."""
     return sorted(path for path in folder.glob(f"*{suffix}") if LESSON_NAME.fullmatch(path.stem))
 
 
 def find_lesson(lesson: str, notebooks: Path, suffix: str = ".ipynb") -> Path:
-    """Finds the file of one lesson.
+    """Find the file of one lesson.
 
     Args:
-        lesson: Its number ("02", "a1"), name ("02_attention") or path; "solutions/02" for its solutions.
-        notebooks: The folder of the course.
+        lesson: its number ("02", "a1"), name ("02_attention") or path; "solutions/02" for its solutions.
+        notebooks: the folder of the course.
         suffix: ".ipynb" for the notebook, ".py" for its text view.
 
     Raises:
-        ValueError: None or several answer to that name; the sentence lists the lessons that are there.
+        ValueError: none or several answer to that name; the sentence lists the lessons that are there.
     """
     wanted = Path(lesson).stem
     folders = [SOLUTIONS] if SOLUTIONS in Path(lesson).parts else ["", ATLAS]
@@ -55,16 +55,16 @@ def find_lesson(lesson: str, notebooks: Path, suffix: str = ".ipynb") -> Path:
 
 
 def lesson_number(path: Path) -> str:
-    """Gives the number of a lesson, "02" or "a1"."""
+    """Return the number of a lesson, "02" or "a1"."""
     return path.stem.split("_")[0]
 
 
 def module_of(path: Path) -> str:
-    """Gives the module that is named after a lesson: "attention", or "atlas.deeper" for atlas/a1_deeper."""
+    """Return the module that is named after a lesson: "attention", or "atlas.deeper" for atlas/a1_deeper."""
     name = path.stem.partition("_")[2]
     return f"{ATLAS}.{name}" if path.parent.name == ATLAS else name
 
 
 def within_notebooks(path: Path) -> str:
-    """Gives the path of a lesson below the folder of the course, with forward slashes."""
+    """Return the path of a lesson below the folder of the course, with forward slashes."""
     return f"{ATLAS}/{path.name}" if path.parent.name == ATLAS else path.name

@@ -61,7 +61,7 @@ def form(notebook: NotebookNode, path: Path) -> Iterator[str]:
 
 
 def needlessly_listed(notebooks: Path) -> list[str]:
-    """Lists, as sentences, the names on the list of lessons not yet rewritten that need not stand there."""
+    """List, as sentences, the names on the list of lessons not yet rewritten that need not stand there."""
     found = []
     lessons = {path.stem: path for path in lesson_paths(notebooks)}
     for name in sorted(NOT_YET_REWRITTEN):
@@ -73,7 +73,7 @@ def needlessly_listed(notebooks: Path) -> list[str]:
 
 
 def keeps_budgets(path: Path) -> bool:
-    """Tells whether a lesson has the form of a rewritten one."""
+    """Return whether a lesson has the form of a rewritten one."""
     notebook = nbformat.read(path, as_version=4)
     return not [*budgets(notebook, path), *training(notebook, path)]
 
@@ -167,7 +167,7 @@ def origins(notebook: NotebookNode, path: Path) -> Iterator[str]:
 
 
 def core_path(notebook: NotebookNode) -> Iterator[NotebookNode]:
-    """Gives the cells outside "For the thorough", which ends at the next heading of its level or above."""
+    """Yield the cells outside "For the thorough", which ends at the next heading of its level or above."""
     thorough_level = 0
     for cell in notebook.cells:
         for hashes, title in HEADING.findall(cell.source) if cell.cell_type == "markdown" else []:
@@ -180,13 +180,13 @@ def core_path(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 def count_words(text: str) -> int:
-    """Counts the words of a piece of markdown: a formula or a piece of code is one, a tag none."""
+    """Count the words of a piece of markdown: a formula or a piece of code is one, a tag none."""
     text = TAG_OR_TARGET.sub(" ", CODE_OR_MATHS.sub(" formula ", text))
     return sum(any(character.isalnum() for character in word) for word in text.split())
 
 
 def lines_of_code(source: str) -> int:
-    """Counts the lines of code of a cell without blank lines, comments, signatures and docstrings."""
+    """Count the lines of code of a cell without blank lines, comments, signatures and docstrings."""
     try:
         excused = signatures_and_docstrings(ast.parse(source))
     except SyntaxError:  # a cell with a magic command
@@ -198,7 +198,7 @@ def lines_of_code(source: str) -> int:
 
 
 def signatures_and_docstrings(tree: ast.Module) -> set[int]:
-    """Gives the numbers of the lines that hold the head or the docstring of a function or class."""
+    """Return the numbers of the lines that hold the head or the docstring of a function or class."""
     lines: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -210,17 +210,18 @@ def signatures_and_docstrings(tree: ast.Module) -> set[int]:
 
 
 def is_folded(cell: NotebookNode) -> bool:
-    """Tells whether JupyterLab folds the source of a cell."""
+    """Return whether JupyterLab folds the source of a cell."""
     return cell.metadata.get("jupyter", {}).get("source_hidden", False)
 
 
 def shows_picture(cell: NotebookNode) -> bool:
-    """Tells whether a cell stores a picture among its outputs."""
-    return any(mime in output.get("data", {}) for output in cell.outputs for mime in PICTURES)
+    """Return whether a cell stores a picture among its outputs."""
+    shown = [output.get("data", {}) for output in cell.outputs]
+    return any("<img" in data.get("text/html", "") or not data.keys().isdisjoint(PICTURES) for data in shown)
 
 
 def trains(cell: NotebookNode) -> bool:
-    """Tells whether a cell trains: it calls ``fit`` or ``backward`` outside functions, or is tagged so."""
+    """Return whether a cell trains: it calls ``fit`` or ``backward`` outside functions, or is tagged so."""
     if cell.cell_type != "code":
         return False
     if "training" in cell.metadata.get("tags", []):
@@ -234,11 +235,11 @@ def trains(cell: NotebookNode) -> bool:
 
 
 def code_cells(cells: list[NotebookNode]) -> list[NotebookNode]:
-    """Lists those cells that are code, in order."""
+    """List those cells that are code, in order."""
     return [cell for cell in cells if cell.cell_type == "code"]
 
 
 def first_line(cell: NotebookNode) -> str:
-    """Gives the first line of a cell after its directive, quoted, to recognise it by."""
+    """Return the first line of a cell after its directive, quoted, to recognise it by."""
     lines = [line for line in cell.source.splitlines() if line.strip() not in ("", "#| export")]
     return repr((lines or [""])[0][:60])

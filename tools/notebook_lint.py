@@ -35,12 +35,15 @@ MACHINE_PATH = re.compile(
     r"(?<![\w.~/-])/(?:home|work|root|Users|tmp|mnt|opt|usr|var)/[\w.-]+|\b[A-Z]:\\(?:Users|Windows|Program|Temp)\b"
 )
 MARKDOWN_PICTURE = re.compile(r"!\[([^\]]*)\]\(\s*<?([^)\s>]+)")
-HTML_PICTURE = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
+HTML_PICTURE = re.compile(r"""<img\b(?:"[^"]*"|'[^']*'|[^>"'])*>""", re.IGNORECASE)
+HTML_ATTRIBUTE = re.compile(r"""\b(alt|src)\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
+WITHOUT_WORDS = 'a picture without text alternative: use pictures.show(figure, alt="…")'
+STORED_BYTES = re.compile(r"base64,[A-Za-z0-9+/=]+")
 ELSEWHERE = re.compile(r"^(?:https?:)?//|^(?:https?|mailto|data|attachment):", re.IGNORECASE)
 
 
 def lint(path: Path) -> list[str]:
-    """Lists all faults of one notebook as sentences that name it; an empty list is praise.
+    """List all faults of one notebook as sentences that name it; an empty list is praise.
 
     Solutions are excused from the rules on the form of a lesson.
     """
@@ -129,10 +132,10 @@ def pictures(notebook: NotebookNode, path: Path) -> Iterator[str]:
         for mime in PICTURES:
             words = str(output.get("metadata", {}).get(mime, {}).get("alt", ""))
             if mime in output.get("data", {}) and not words.strip():
-                yield (
-                    f"code cell {number} shows a picture without text alternative: "
-                    'use pictures.show(figure, alt="…")'
-                )
+                yield f"code cell {number} shows {WITHOUT_WORDS}"
+        for words, _ in html_pictures(output.get("data", {}).get("text/html", "")):
+            if not words.strip():
+                yield f"code cell {number} shows {WITHOUT_WORDS}"
 
 
 def machine_paths(notebook: NotebookNode, path: Path) -> Iterator[str]:
@@ -146,11 +149,7 @@ def markdown_pictures(notebook: NotebookNode, path: Path) -> Iterator[str]:
     """Pictures are drawn in the lesson: none comes from a server, and one beside the notebook has words."""
     for place, text in texts(notebook, sources=("markdown",)):
         text = CODE_OR_MATHS.sub("", text)
-        found = MARKDOWN_PICTURE.findall(text)
-        for tag in HTML_PICTURE.findall(text):
-            attributes = dict(re.findall(r"""(alt|src)\s*=\s*["']([^"']*)["']""", tag, re.IGNORECASE))
-            found.append((attributes.get("alt", ""), attributes.get("src", "")))
-        for alt, target in found:
+        for alt, target in [*MARKDOWN_PICTURE.findall(text), *html_pictures(text)]:
             if ELSEWHERE.match(target) and not target.startswith(("attachment:", "data:")):
                 yield f"{place} shows a picture from elsewhere: {target}"
             if not alt.strip():
@@ -175,7 +174,7 @@ def size(notebook: NotebookNode, path: Path) -> Iterator[str]:
 
 
 def outputs(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode, NotebookNode]]:
-    """Gives every stored output with the number of its code cell and the cell."""
+    """Yield every stored output with the number of its code cell and the cell."""
     for number, cell in enumerate(code_cells(notebook.cells), start=1):
         for output in cell.outputs:
             yield number, cell, output
@@ -184,7 +183,7 @@ def outputs(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode, Noteboo
 def texts(
     notebook: NotebookNode, sources: tuple[str, ...] = ("code", "markdown")
 ) -> Iterator[tuple[str, str]]:
-    """Gives every text of a notebook with its place: such sources, and outputs that are words or HTML."""
+    """Yield every text of a notebook with its place: such sources, and outputs that are words or HTML."""
     for cell in notebook.cells:
         if cell.cell_type in sources:
             yield f"cell {cell.id}", cell.source
@@ -194,14 +193,21 @@ def texts(
             for mime, text in output.get("data", {}).items()
             if mime.startswith("text/") and isinstance(text, str)
         ]
-        yield (
-            f"an output of code cell {number}",
-            "\n".join([output.get("text", ""), *output.get("traceback", []), *data]),
-        )
+        text = "\n".join([output.get("text", ""), *output.get("traceback", []), *data])
+        yield f"an output of code cell {number}", STORED_BYTES.sub("", text)
+
+
+def html_pictures(text: str) -> list[tuple[str, str]]:
+    """List the text alternative and the address of every picture of a piece of HTML."""
+    found = []
+    for tag in HTML_PICTURE.findall(text):
+        attributes = {name.lower(): double or single for name, double, single in HTML_ATTRIBUTE.findall(tag)}
+        found.append((attributes.get("alt", ""), attributes.get("src", "")))
+    return found
 
 
 def shows_something(source: str) -> bool:
-    """Tells whether a cell surely shows something: a call at its top level that prints or draws."""
+    """Return whether a cell surely shows something: a call at its top level that prints or draws."""
     try:
         tree = ast.parse(source)
     except SyntaxError:

@@ -28,11 +28,11 @@ FOLDING = """
 
 
 def page(path: Path, folder: Path) -> Path:
-    """Writes a notebook as a page.
+    """Write a notebook as a page.
 
     Args:
-        path: The notebook.
-        folder: Where the page goes, under the name of the notebook.
+        path: the notebook.
+        folder: where the page goes, under the name of the notebook.
 
     Returns:
         The path of the page.

@@ -6,11 +6,11 @@ import sys
 
 
 def run(*command: str, source: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a program and gives its exit status and what it printed.
+    """Run a program and return its exit status and what it printed.
 
     Args:
-        command: The program and its arguments.
-        source: What it reads from its standard input.
+        command: the program and its arguments.
+        source: what it reads from its standard input.
     """
     # A Python that is started from here would otherwise write in the encoding of the locale.
     environment = {**os.environ, "PYTHONUTF8": "1"}
@@ -20,6 +20,6 @@ def run(*command: str, source: str | None = None) -> subprocess.CompletedProcess
 
 
 def print_any_character() -> None:
-    """Lets ``print`` write every character; one that the encoding of the terminal lacks becomes an escape."""
+    """Let ``print`` write every character; one that the encoding of the terminal lacks becomes an escape."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")

@@ -20,7 +20,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def copies(notebooks: Path, package: Path) -> list[str]:
-    """Lists, as sentences, the public functions and classes of lesson modules that stand a second time.
+    """List, as sentences, the public functions and classes of lesson modules that stand a second time.
 
     A second export of the same name is a copy; so is the same body, whatever its name, in any cell of another
     lesson or in ``lab``. An import or an assignment is none: ``solution=patchify`` is the package's own
@@ -52,12 +52,12 @@ def copies(notebooks: Path, package: Path) -> list[str]:
 
 
 def definitions_in(file: Path) -> list[Definition]:
-    """Lists the public functions and classes of a file of Python."""
+    """List the public functions and classes of a file of Python."""
     return public_definitions(ast.parse(file.read_text(encoding="utf-8")))
 
 
 def definitions_in_cells(path: Path) -> Iterator[Definition]:
-    """Gives the public functions and classes of all code cells of a notebook that are plain Python."""
+    """Yield the public functions and classes of all code cells of a notebook that are plain Python."""
     for source in code(path):
         try:
             yield from public_definitions(ast.parse(source))
@@ -66,13 +66,13 @@ def definitions_in_cells(path: Path) -> Iterator[Definition]:
 
 
 def body(definition: Definition) -> str:
-    """Gives what a definition does, without its name and docstring, in a form that can be compared."""
+    """Return what a definition does, without its name and docstring, in a form that can be compared."""
     statements = definition.body[1:] if ast.get_docstring(definition) else definition.body
     return "".join(ast.dump(statement) for statement in statements)
 
 
 def wrong_arrows(notebooks: Path, package: Path) -> list[str]:
-    """Lists, as sentences, the imports that a lesson module may not make.
+    """List, as sentences, the imports that a lesson module may not make.
 
     It imports earlier lessons of the course, a few libraries and Python's own; a module of the atlas imports
     no other of the atlas.
@@ -96,14 +96,14 @@ def wrong_arrows(notebooks: Path, package: Path) -> list[str]:
 
 
 def builds_on(name: str) -> str:
-    """Says what a lesson may import from the package."""
+    """Say what a lesson may import from the package."""
     if name.startswith(f"{ATLAS}."):
         return "the atlas builds on the lessons of the course, never on another family"
     return "a lesson builds on earlier lessons only"
 
 
 def eager_imports(notebooks: Path, package: Path) -> list[str]:
-    """Lists, as sentences, what lesson modules import at their top and should import inside a function."""
+    """List, as sentences, what lesson modules import at their top and should import inside a function."""
     found = []
     for path in lesson_paths(notebooks):
         for target in imports(outside_functions(ast.parse("\n".join(exported_cells(path))))):
@@ -115,7 +115,7 @@ def eager_imports(notebooks: Path, package: Path) -> list[str]:
 
 
 def imports(nodes: Iterable[ast.AST]) -> list[str]:
-    """Lists the dotted names of the modules that these pieces of Python import."""
+    """List the dotted names of the modules that these pieces of Python import."""
     found = []
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -129,7 +129,7 @@ def imports(nodes: Iterable[ast.AST]) -> list[str]:
 
 
 def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
-    """Gives the nodes of a piece of Python that are not inside a function."""
+    """Yield the nodes of a piece of Python that are not inside a function."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield child
