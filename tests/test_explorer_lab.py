@@ -169,6 +169,10 @@ def message_type(frame: bytes | str) -> str:
     return json.loads(frame[start:end])["msg_type"]
 
 
+# Each needs a browser.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gives the folder that JupyterLab shows, with a notebook in it that was never run."""
