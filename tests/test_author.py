@@ -30,6 +30,7 @@ IGNORED = nbformat.from_dict({"tags": ["nbval-ignore-output"]})
 FOLDED = nbformat.from_dict({"tags": ["hide-input"], "jupyter": {"source_hidden": True}})
 
 
+@pytest.mark.slow
 def test_a_lesson_goes_to_text_and_back(lesson):
     view = edit("01", lesson.parent)
     replace(view, "x = 1", "x = 1+1  # größer")
@@ -47,6 +48,7 @@ def test_a_view_that_is_there_is_never_overwritten(lesson):
         edit("01", lesson.parent)
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_leaves_the_notebook_as_it_was(lesson):
     stored = lesson.read_bytes()
     replace(edit("01", lesson.parent), "x = 1", "x = 1/0")
@@ -56,6 +58,7 @@ def test_a_build_that_fails_leaves_the_notebook_as_it_was(lesson):
     assert sorted(file.name for file in lesson.parent.iterdir()) == ["01_text.ipynb", "01_text.py"]
 
 
+@pytest.mark.slow
 def test_a_skeleton_becomes_a_lesson_without_fault(write_lesson):
     notebooks = write_lesson("00_start_here", "Text").parent
     write_lesson("a1_deeper", "[after](a2_two_tokens.ipynb)", folder="notebooks/atlas")

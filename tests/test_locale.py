@@ -68,6 +68,7 @@ def test_faults_of_lessons_are_listed(course):
     assert status == 1 and r"no output is stored: " + '"' + r"print('\u2192 \u2265')" in shown
 
 
+@pytest.mark.slow
 def test_a_lesson_is_edited_and_built(course):
     status, shown = run(course, "author", "edit", "00")
     assert status == 0, shown
@@ -84,6 +85,7 @@ def test_a_skeleton_is_written(course):
     assert "# # 02 · Mine" in (course / "notebooks" / "02_mine.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_lesson_is_run_and_its_page_written(course):
     status, shown = run(course, "execute", "00")
     assert status == 0, shown
