@@ -21,5 +21,4 @@ def run(*command: str, source: str | None = None) -> subprocess.CompletedProcess
 
 def print_any_character() -> None:
     """Let ``print`` write every character; one that the encoding of the terminal lacks becomes an escape."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+    sys.stdout.reconfigure(errors="backslashreplace")  # as the error stream is from the start
