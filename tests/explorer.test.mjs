@@ -1,4 +1,4 @@
-// The explorer's pure functions, by node's own test runner. EXPLORER_CASES is a folder that test_explorer.py has filled: payloads, and
+// The explorer's pure functions, by node's own test runner. EXPLORER_CASES is a folder that test_explorer_js.py has filled: payloads, and
 // what Python sees in them in full precision. Run it through pytest.
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
@@ -103,32 +103,18 @@ test("keys move inside the grid and stop at its edge", () => {
     assert.equal(step(9, "x"), undefined);
 });
 
-test("a patch keeps its place when the grid changes", () => {
-    assert.equal(explorer.moved(0, [12, 16], [6, 8]), 0);
-    assert.equal(explorer.moved(16 * 11 + 15, [12, 16], [6, 8]), 47);
-    assert.equal(explorer.moved(9, [6, 8], [12, 16]), 16 * 3 + 3);
-});
-
-test("the mask keeps the fewest patches, never a negative one or one outside the window", () => {
-    assert.deepEqual([...explorer.keepMass([0.1, 0.5, 0.4, -3, NaN, 0], 0.6)], [0, 1, 1, 0, 0, 0]);
-    assert.deepEqual([...explorer.keepMass([0.1, 0.6, 0.3], 0.6)], [0, 1, 0]);
-    assert.deepEqual([...explorer.keepMass([0, 0], 0.6)], [0, 0]);
-});
-
-test("spread is the entropy in bits", () => {
-    assert.ok(Math.abs(explorer.spread([0.25, 0.25, -0.25, 0.25]) - 2) < 1e-12);
-    assert.equal(explorer.spread([1, 0, 0]), 0);
-    assert.equal(explorer.spread([0, 0]), 0);
-});
-
-test("IoU counts pixels", () => {
-    const mask = Uint8Array.of(1, 1, 0, 0, 1, 0, 0, 0); // 2 by 4 pixels, patches of 1 by 2
-    const truth = explorer.coverage(mask, 2, 4, [2, 2]);
-    assert.deepEqual([[...truth.area], [...truth.covered], truth.total], [[2, 2, 2, 2], [2, 0, 1, 0], 3]);
-    assert.equal(explorer.iou([1, 0, 0, 1], truth), 2 / 5);
-    assert.equal(explorer.shareOn([1, 1, 2, 0], truth), 0.5);
-});
-
-test("percent has a true minus sign and no negative zero", () => {
-    assert.deepEqual([0.0613, 0.0049, -0.0131, -0.0000001, 0].map(explorer.percent), ["6.1 %", "0.49 %", "−1.3 %", "0 %", "0 %"]);
-});
+// The table that Python is held to as well, by test_explorer_js.py: its section names the function that each line is about.
+const numbered = (values) => Float32Array.from(values, (value) => value ?? NaN);
+const covered = ({ truth, grid }) => explorer.coverage(truth.flat(), truth.length, truth[0].length, grid);
+const checks = {
+    keep_mass: ({ values, keep, kept }) => assert.deepEqual([...explorer.keepMass(numbered(values), keep)], kept),
+    iou: (line) => assert.equal(explorer.iou(line.kept, covered(line)), line.iou),
+    share_on: (line) => assert.equal(explorer.shareOn(numbered(line.values), covered(line)), line.share),
+    spread: ({ weights, bits }) => assert.ok(Math.abs(explorer.spread(weights) - bits) < 1e-12),
+    moved: ({ token, old, new: grid, moved }) => assert.equal(explorer.moved(token, old, grid), moved),
+    percent: ({ share, text }) => assert.equal(explorer.percent(share), text),
+};
+const table = JSON.parse(readFileSync(new URL("explorer_cases.json", import.meta.url)));
+assert.deepEqual(Object.keys(table), Object.keys(checks));
+for (const [section, lines] of Object.entries(table))
+    for (const line of lines) test(`${section}: ${line.name}`, () => checks[section](line));

@@ -1,4 +1,4 @@
-"""Small models of every kind for the tests of the explorer, and what Python sees where a page shows something."""
+"""Small models of every kind for the tests of the explorer, and what Python sees in a view."""
 
 import json
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from support.parity import heat
 from torch import Tensor, nn
 
+from support.parity import heat
 from vit_course.lab.explorer import AttentionExplorer
 from vit_course.patching import PatchEmbedding
 from vit_course.vit import ViT
@@ -42,7 +42,7 @@ def vit(**changes: object) -> ViT:
 
 
 class Says(nn.Module):
-    """A layer that says these weights, or those that a function makes of the images, when it is recorded."""
+    """A layer with these weights, or those that a function makes of the images, when it is recorded."""
 
     def __init__(self, kind: str, weights: object, *more: object) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Says(nn.Module):
 
 
 class Stand(nn.Module):
-    """A model whose layers say what they are told to, on images cut into patches."""
+    """A model of such layers, on images cut into patches."""
 
     def __init__(self, *layers: nn.Module, patch_size: int = 4, num_prefix_tokens: int = 1) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def windows(axis: str, grid: tuple[int, int], side: int, heads: int) -> Says:
-    """Attention inside windows, as MaxViT's: each patch asks for patches of its own colour."""
+    """Attention inside windows, as MaxViT's: each patch attends to patches of its own colour."""
     pattern = {"block": "(y r) (x c) -> (y x) (r c)", "grid": "(r y) (c x) -> (y x) (r c)"}[axis]
     members = rearrange(torch.arange(grid[0] * grid[1]).view(grid), pattern, r=side, c=side)
 
@@ -96,7 +96,7 @@ def talking_heads() -> Stand:
 
 
 def ragged() -> Stand:
-    """Two global layers, then one in which only the class token asks, as in CaiT."""
+    """Two global layers, then one in which the class token is the only query, as in CaiT."""
     layers = [Says("global", noise(2, 2, 48, 48, seed=seed).softmax(-1)) for seed in range(2)]
     return Stand(*layers, Says("class", noise(2, 3, 1, 49).softmax(-1)))
 
@@ -108,7 +108,7 @@ def pyramid() -> Stand:
 
 
 def channels() -> Stand:
-    """Channels that ask channels, as in XCiT."""
+    """Channels that attend to channels, as in XCiT."""
     return Stand(
         Says("channel", noise(2, 2, 8, 8).softmax(-1)), Says("class", noise(2, 2, 1, 49).softmax(-1))
     )
@@ -148,13 +148,13 @@ def choices_of(explorer: AttentionExplorer) -> list[dict]:
 
 
 def choose(explorer: AttentionExplorer, choice: dict) -> None:
-    """Makes all choices, the layer first: what heads and patches there are depends on it."""
+    """Make all choices, the layer first: what heads and patches there are depends on it."""
     for name in sorted(choice, key=lambda name: name != "layer"):
         setattr(explorer, name, choice[name])
 
 
 def write_case(explorer: AttentionExplorer, folder: Path, name: str) -> None:
-    """Writes the payload, and for many choices what Python sees, for node to compare."""
+    """Write the payload, and for many choices what Python sees, for node to compare."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.bin").write_bytes(explorer._data)
     views = []

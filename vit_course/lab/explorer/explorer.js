@@ -145,11 +145,12 @@ export function look(panel, number, { image, head, token, direction }) {
     return view;
 }
 
-/** The fewest patches that hold the share `keep` of the positive weight, as zeros and ones. */
+/** The fewest patches that hold the share `keep` of the positive weight, as zeros and ones; a share that is reached exactly is
+ * reached, whatever the last bit says, as in evaluation.py. */
 export function keepMass(values, keep) {
     const kept = new Uint8Array(values.length);
     const order = [...values.keys()].filter((cell) => values[cell] > 0).sort((a, b) => values[b] - values[a] || a - b);
-    const target = keep * order.reduce((sum, cell) => sum + values[cell], 0);
+    const target = (keep - 1e-6) * order.reduce((sum, cell) => sum + values[cell], 0);
     let before = 0;
     for (const cell of order) {
         if (before >= target) break;
@@ -173,11 +174,12 @@ export function coverage(mask, height, width, [rows, columns]) {
     return { area, covered, total, pixels: height * width };
 }
 
-/** Area in both over area in either, of patches kept and a true mask. */
+/** Area in both over area in either, of patches kept and a true mask; two empty masks agree. */
 export function iou(kept, { area, covered, total }) {
     let both = 0, found = 0;
     kept.forEach((is, cell) => is && ((both += covered[cell]), (found += area[cell])));
-    return both / Math.max(found + total - both, 1);
+    const either = found + total - both;
+    return either ? both / either : 1;
 }
 
 /** The share of the positive weight that falls on a true mask. */
@@ -249,7 +251,7 @@ function describeStrongest({ layer, number, head, token, direction, values, poin
     const howMuch = `${percent(value)}, ${times.toFixed(1)} times the mean${weights.some((weight) => weight < 0) ? " size" : ""}.`;
     let who = place(token, layer.grid);
     if (layer.kind === "class") {
-        const sentence = `Only the class token asks in this layer. It looks most at ${whom}: ${howMuch}`;
+        const sentence = `The class token is the only query in this layer. It looks most at ${whom}: ${howMuch}`;
         return pointed === null ? sentence : `${sentence} ${capital(place(pointed, layer.grid))} gets ${percent(values[pointed])}.`;
     }
     if (head === "rollout") {
@@ -299,7 +301,7 @@ function describeChannels({ layer, head, matrix }) {
 
 // ---- drawing ------------------------------------------------------------------------------------------------------------------------------------
 
-/** An element with attributes; a function as attribute listens to the event of that name. */
+/** An element with attributes; a function as attribute handles the event of that name. */
 function element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes))

@@ -17,7 +17,7 @@ from .comparison import filled
 # Full checkpoints hold more than weights: the arguments of the run, and learning rates that NumPy computed.
 # These run no code when they are read. NumPy's function has had two names.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-_HARMLESS = [
+_HARMLESS: list = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "bool")),

@@ -63,7 +63,7 @@ def distilled_vit_from_timm(model: Any) -> DistilledViT:
 
 
 def _strange_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that ours lacks or computes otherwise: name, with a star for the block's number, and layer."""
+    """Name, with a star for the block's number, and layer, where ours lacks it or computes otherwise."""
     for name, layer in model.named_modules():
         if next(layer.children(), None) is None:
             is_ours = next((check for names, check in _SHARED.items() if re.fullmatch(names, name)), None)

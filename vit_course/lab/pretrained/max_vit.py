@@ -63,7 +63,7 @@ def max_vit_from_torchvision(model: Any) -> MaxViT:
             "the width inside its MBConv, which is not 4 times that after it (expansion_ratio)": any(
                 conv.conv_a[0].out_channels != 4 * conv.conv_c.out_channels for conv in convolutions
             ),
-            "the width of its squeeze-and-excitation, which is not a quarter of the block's (squeeze_ratio)": any(
+            "the width of its squeeze-and-excitation, not a quarter of the block's (squeeze_ratio)": any(
                 conv.squeeze_excitation.fc1.out_channels != conv.conv_c.out_channels // 4
                 for conv in convolutions
             ),
@@ -93,7 +93,7 @@ def max_vit_from_torchvision(model: Any) -> MaxViT:
 
 
 def _refuse_other_heads(head: Any) -> None:
-    """Refuse the heads that people put in; ours is pooling, norm, hidden layer, tanh, last layer without bias."""
+    """Refuse other heads; ours is pooling, norm, hidden layer, tanh and a last layer without bias."""
     kinds = [type(part) for part in head] if isinstance(head, nn.Sequential) else [type(head)]
     published = [nn.AdaptiveAvgPool2d, nn.Flatten, nn.LayerNorm, nn.Linear, nn.Tanh, nn.Linear]
     refuse(

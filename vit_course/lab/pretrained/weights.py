@@ -1,4 +1,4 @@
-"""A published model, or its name, as the course's model with its weights: which converter takes which class."""
+"""A published model, or its name, as the course's model with its weights: which converter takes what."""
 
 from collections.abc import Callable
 from types import ModuleType
