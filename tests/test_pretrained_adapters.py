@@ -13,8 +13,9 @@ from support.pretrained_models import STEM, TINY, images, timm_vit, torchvision_
 from torch import nn
 
 from vit_course.attention import record_attention, rollout
+from vit_course.lab.explorer import AttentionExplorer
 from vit_course.lab.pretrained import adapt, from_timm, from_torchvision
-from vit_course.vit import SimpleViT, ViT
+from vit_course.vit import Backbone, SimpleViT, ViT
 
 # ---- adapters ----------------------------------------------------------------------------------------------
 
@@ -57,7 +58,9 @@ def test_adapter_gives_the_same_logits(foreign: nn.Module) -> None:
 
 def test_adapter_speaks_the_protocol(foreign: nn.Module) -> None:
     adapter = adapt(foreign)
+    assert isinstance(adapter, Backbone)
     assert (adapter.num_features, adapter.patch_size, adapter.grid) == (32, (8, 8), (4, 4))
+    assert adapter.num_classes == (0 if getattr(foreign, "num_classes", 7) == 0 else 7)
     features = adapter.forward_features(images())
     assert features.shape == (
         2,
@@ -75,11 +78,7 @@ def test_adapter_speaks_the_protocol(foreign: nn.Module) -> None:
         )
     with pytest.raises(ValueError, match=r"\(30, 32\)"):
         adapter(images(2, 3, 30, 32))
-    with (
-        pytest.raises(ValueError, match=r"\(2, 15, 32\)|4 by 4")
-        if getattr(foreign, "pos_embed", 0) is not None
-        else nullcontext()
-    ):
+    with pytest.raises(ValueError, match=r"4 by 4 patches needs 16 tokens, got shape \(2, 15, 32\)"):
         adapter.forward_tokens(images(2, 15, 32))
 
 
@@ -134,33 +133,147 @@ def hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_recording_leaves_nothing_behind(library: str) -> None:
+def test_recording_changes_the_model_only_while_it_runs(library: str) -> None:
     theirs = timm_vit() if library == "timm" else torchvision_vit()
+    inside: list[list] = []
+    middle = theirs.blocks[0].norm1 if library == "timm" else theirs.encoder.layers[0].ln_1
+    middle.register_forward_hook(lambda *_: inside.append(traces(theirs)))
     adapter = adapt(theirs)
-    before = traces(theirs)
-    with record_attention(adapter):
+    before = traces(theirs), hooks(theirs), hooks(adapter)
+    with record_attention(adapter) as record:
         adapter(images())
-        assert traces(theirs) != before
-    assert traces(theirs) == before and hooks(theirs) == hooks(adapter) == 0
+        assert (traces(theirs), hooks(theirs), hooks(adapter)) == before
+        weights = record[0].weights
+        theirs(images(seed=1))
+        assert record[0].weights is weights, "it was not the adapter that ran"
+    assert inside[0] != before[0] == inside[1]
+    assert (traces(theirs), hooks(theirs), hooks(adapter)) == before
+    with pytest.raises(ValueError, match="divisible"), record_attention(adapter):
+        adapter(images())
+        adapter(images(2, 3, 30, 32))
+    middle.register_forward_hook(stumble)
+    before = traces(theirs), hooks(theirs), hooks(adapter)
     with pytest.raises(RuntimeError, match="on purpose"), record_attention(adapter):
         adapter(images())
-        raise RuntimeError("on purpose")
-    assert traces(theirs) == before and hooks(theirs) == hooks(adapter) == 0
+    assert (traces(theirs), hooks(theirs), hooks(adapter)) == before
     with (
         pytest.raises(ValueError, match="being recorded already"),
         record_attention(adapter),
         record_attention(adapter),
     ):
         pass
-    assert traces(theirs) == before
+    assert (traces(theirs), hooks(theirs), hooks(adapter)) == before
 
 
-def test_flags_of_timm_come_back_as_they_were() -> None:
-    theirs = timm_vit()
+def stumble(*_: object) -> None:
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_two_adapters_of_one_model_record_each_its_own_run(library: str) -> None:
+    theirs = timm_vit() if library == "timm" else torchvision_vit()
+    first, second = adapt(theirs), adapt(theirs)
+    with record_attention(first) as record, record_attention(second) as other:
+        first(images())
+        assert len(record) == 2
+        with pytest.raises(ValueError, match="nothing was recorded yet"):
+            len(other)
+        second(images(seed=1))
+    assert relative_error(record[0].weights, other[0].weights) > 0.1
+    assert hooks(theirs) == 0 and not any("forward" in vars(part) for part in theirs.modules())
+
+
+def test_what_a_user_has_changed_in_a_layer_stays() -> None:
+    theirs, other = timm_vit(), torchvision_vit()
     theirs.blocks[0].attn.fused_attn, theirs.blocks[1].attn.fused_attn = False, True
-    with record_attention(adapt(theirs)):
-        assert not theirs.blocks[1].attn.fused_attn
+    inside: list[bool] = []
+    theirs.blocks[1].attn.register_forward_hook(lambda *_: inside.append(theirs.blocks[1].attn.fused_attn))
+    with record_attention(adapter := adapt(theirs)) as record:
+        adapter(images())
+    assert len(record) == 2 and inside == [False]
     assert [block.attn.fused_attn for block in theirs.blocks] == [False, True]
+    layer = other.encoder.layers[0].self_attention
+    layer.forward = users = nn.MultiheadAttention.forward.__get__(layer)
+    with record_attention(adapter := adapt(other)):
+        adapter(images())
+    assert layer.forward is users
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_copy_made_while_recording_is_as_any_other(library: str, grad: bool) -> None:
+    theirs = timm_vit() if library == "timm" else torchvision_vit()
+    adapter = adapt(theirs)
+    expected = adapter(images())
+    with torch.set_grad_enabled(grad), record_attention(adapter) as record:
+        adapter(images())
+        weights = record[0].weights
+        twins = copy.deepcopy(adapter), pickle.loads(pickle.dumps(adapter)), adapt(copy.deepcopy(theirs))
+        for twin in twins:
+            assert relative_error(twin(images()), expected) < SAME
+        assert record[0].weights is weights, "a copy was recorded instead"
+    for twin in twins:
+        with record_attention(twin) as record:
+            twin(images())
+        assert relative_error(record[0].weights, weights) < SAME
+        assert traces(twin.model) == traces(theirs) and hooks(twin) == 0
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+            assert twin(images()).abs().max() == 0, "the copy runs on the weights of the first"
+    assert relative_error(adapter(images()), expected) < SAME
+
+
+def test_patches_that_are_dropped_in_training_are_not_recorded() -> None:
+    """Also not where as many are dropped as stand before the patches, so that nothing seems to be missing."""
+    for config in ({}, {"reg_tokens": 3, "no_embed_class": True}):
+        adapter = adapt(timm_vit(patch_drop_rate=0.25, **config).train())
+        assert adapter.forward_features(images()).shape[1] == adapter.num_prefix_tokens + 12
+        with (
+            pytest.raises(ValueError, match=r"of 16 there are 12 left, .* record it in eval mode"),
+            record_attention(adapter),
+        ):
+            adapter(images())
+        adapter.eval()
+        with record_attention(adapter) as record:
+            adapter(images())
+        assert record[0].weights.shape[-1] == adapter.num_prefix_tokens + 16
+
+
+PREFIXES = {
+    "none": ({"class_token": False, "global_pool": "avg"}, 0),
+    "class": ({}, 1),
+    "registers": ({"reg_tokens": 4, "no_embed_class": True}, 5),
+    "registers with positions": ({"reg_tokens": 2}, 3),
+    "registers alone": ({"class_token": False, "reg_tokens": 3, "global_pool": "avg"}, 3),
+}
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_a_record_counts_the_tokens_before_the_patches(name: str) -> None:
+    config, prefix = PREFIXES[name]
+    adapter = adapt(timm_vit(**config))
+    for size, grid in (((32, 32), (4, 4)), ((16, 48), (2, 6))):
+        with record_attention(adapter) as record:
+            adapter(images(2, 3, *size))
+        assert [(layer.grid, layer.num_prefix_tokens) for layer in record] == [(grid, prefix)] * 2
+    explorer = AttentionExplorer(adapter, images().sigmoid())
+    assert explorer.map().shape == (4, 4) and explorer.token == ("cls" if prefix else 10)
+    assert f"{prefix - 1} more prefix token" in explorer.words or prefix < 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_adapters_own_parts_have_the_mode_of_the_model(training: bool) -> None:
+    """`fit` trains a model that is wholly in evaluation mode; in any other such a part counts as frozen."""
+    for model in (timm_vit(), torchvision_vit()):
+        adapter = adapt(model.train(training))
+        assert {part.training for part in adapter.modules()} == {training}
+    mixed = timm_vit().train(training)
+    mixed.blocks[1].train(not training)
+    before = {name: part.training for name, part in mixed.named_modules()}
+    adapter = adapt(mixed)
+    assert {name: part.training for name, part in mixed.named_modules()} == before
+    assert adapter.training is training
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

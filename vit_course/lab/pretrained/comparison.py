@@ -82,6 +82,11 @@ def refuse(ours: type[nn.Module], library: str, findings: Mapping[str, bool]) ->
         )
 
 
+def head_of_torchvision(model: Any) -> nn.Module:
+    """The classifier of torchvision's ViT; who wants features puts an Identity into `heads` or `head`."""
+    return getattr(model.heads, "head", model.heads)
+
+
 def is_our_norm(layer: nn.Module) -> bool:
     """Whether a layer is the LayerNorm of the course's models."""
     return isinstance(layer, nn.LayerNorm) and layer.eps == 1e-6

@@ -6,7 +6,7 @@ from torch import nn
 
 from vit_course.vit import ViT
 
-from .comparison import is_identity, is_our_gelu, is_our_norm, refuse, taken_over
+from .comparison import head_of_torchvision, is_identity, is_our_gelu, is_our_norm, refuse, taken_over
 
 
 def vit_from_timm(model: Any) -> ViT:
@@ -99,8 +99,7 @@ def vit_from_torchvision(model: Any) -> ViT:
     """
     blocks = list(model.encoder.layers)
     norms = [model.encoder.ln, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
-    # People who want features put an Identity in the place of `heads` or of `head`.
-    head = getattr(model.heads, "head", model.heads)
+    head = head_of_torchvision(model)
     refuse(
         ViT,
         "torchvision",
