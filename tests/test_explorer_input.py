@@ -193,9 +193,9 @@ BAD_INPUT = {
     "tokens": (
         lambda: says("global", 1, 2, 53, 53),
         ValueError,
-        "53 tokens do not match 1 prefix tokens .* 6 by 8 = 48",
+        "53 tokens, which are not 1 class tokens and a grid of 6 by 8",
     ),
-    "few tokens": (lambda: says("class", 1, 2, 1, 40), ValueError, "40 tokens do not match"),
+    "few tokens": (lambda: says("class", 1, 2, 1, 40), ValueError, "40 tokens, which are not 1 class tokens"),
     "no grid": (
         lambda: show(Says("global", torch.ones(1, 2, 4, 4))),
         ValueError,

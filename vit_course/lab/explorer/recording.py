@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,11 +146,7 @@ def record_panel(
     dtype = next((part.dtype for part in recordable.parameters() if part.is_floating_point()), torch.float32)
     with eval_mode(recordable) as device, torch.no_grad(), record_attention(recordable) as record:
         recordable(inputs.to(device, dtype))
-    prefixes: list[Any] = [
-        part.num_prefix_tokens for part in recordable.modules() if hasattr(part, "num_prefix_tokens")
-    ]
-    prefix = prefixes[0] if prefixes else 1
-    return Panel(name, tuple(_checked(layer, len(images), prefix) for layer in record))
+    return Panel(name, tuple(_checked(layer, len(images)) for layer in record))
 
 
 def check_comparable(first: Panel, second: Panel) -> None:
@@ -185,8 +180,10 @@ def _has_attention(model: nn.Module) -> bool:
     return any(hasattr(module, "attention_recorder") for module in model.modules())
 
 
-def _checked(layer: AttentionLayer, images: int, num_prefix_tokens: int) -> CheckedLayer:
+def _checked(layer: AttentionLayer, images: int) -> CheckedLayer:
     """A copy of the layer, which nothing that becomes of the model changes.
+
+    That tokens and grid fit each other is the record's to check.
 
     Raises:
         ValueError: with the numbers, for weights that do not fit the pictures, the grid or the kind.
@@ -219,23 +216,13 @@ def _checked(layer: AttentionLayer, images: int, num_prefix_tokens: int) -> Chec
         )
     if layer.kind == "window":
         _check_members(checked, name)
-    else:
-        _check_tokens(checked, name, num_prefix_tokens)
-    return checked
-
-
-def _check_tokens(layer: CheckedLayer, name: str, num_prefix_tokens: int) -> None:
-    """Raise a ValueError unless queries and keys are those of the kind, and keys fill prefix and grid."""
-    (rows, columns), (queries, keys) = layer.grid, layer.weights.shape[-2:]
-    if layer.kind != "channel" and keys - rows * columns not in (0, num_prefix_tokens):
-        raise ValueError(
-            f"{name}: {keys} tokens do not match {num_prefix_tokens} prefix tokens + "
-            f"a grid of {rows} by {columns} = {rows * columns} patches"
-        )
+        return checked
+    queries, keys = shape[-2:]
     if layer.kind == "class" and queries != 1:
         raise ValueError(f"{name} is of kind 'class', which has one query, but it has {queries}")
     if layer.kind != "class" and queries != keys:
         raise ValueError(f"{name} needs as many queries as keys, got {queries} and {keys}")
+    return checked
 
 
 def _check_members(layer: CheckedLayer, name: str) -> None:
