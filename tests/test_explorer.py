@@ -9,7 +9,7 @@ import torch
 from support.explorer_models import (
     EVERY_KIND,
     GRID,
-    Stand,
+    FixedModel,
     choose,
     noise,
     pictures,
@@ -36,9 +36,9 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # ---- bytes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("heat", [0.1, 3.0, 30.0])
-def test_a_weight_comes_back_within_half_a_percent_of_its_rows_maximum(heat):
-    weights = (heat * noise(4, 6, 50, 197)).softmax(-1)
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_a_weight_comes_back_within_half_a_percent_of_its_rows_maximum(scale):
+    weights = (scale * noise(4, 6, 50, 197)).softmax(-1)
     codes, scales = encode(weights)
     assert (codes.nbytes, scales.nbytes) == (weights.numel(), 4 * weights.numel() // 197)
     error = (decode(codes, scales) - weights).abs() / weights.amax(-1, keepdim=True)
@@ -102,7 +102,7 @@ def test_the_map_is_the_models_own_attention():
 
 def test_windows_show_only_their_members():
     layer = windows("grid", (6, 8), 2, 1)
-    explorer = AttentionExplorer(Stand(layer), pictures(), token=9)
+    explorer = AttentionExplorer(FixedModel(layer), pictures(), token=9)
     (_, members) = layer.more
     (mine,) = [row for row in members if 9 in row]
     shown = explorer.map().flatten()
@@ -227,11 +227,11 @@ def from_the_page(explorer: AttentionExplorer, **state: object) -> None:
 
 
 def test_what_is_clicked_reaches_python_and_its_observers():
-    explorer, heard = AttentionExplorer(vit(), pictures()), []
-    explorer.observe(lambda change: heard.append((change["name"], change["new"])), ["token", "layer", "head"])
+    explorer, seen = AttentionExplorer(vit(), pictures()), []
+    explorer.observe(lambda change: seen.append((change["name"], change["new"])), ["token", "layer", "head"])
     from_the_page(explorer, token=11)
     from_the_page(explorer, layer=0, head=1)
-    assert heard == [("token", 11), ("layer", 0), ("head", 1)]
+    assert seen == [("token", 11), ("layer", 0), ("head", 1)]
     assert (explorer.token, explorer.layer, explorer.head) == (11, 0, 1)
 
 

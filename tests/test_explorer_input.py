@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from support.explorer_models import EVERY_KIND, Says, Stand, noise, pictures, true_masks, vit
+from support.explorer_models import EVERY_KIND, FixedLayer, FixedModel, noise, pictures, true_masks, vit
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
@@ -44,7 +44,7 @@ def test_what_works_in_place_changes_no_picture(model: nn.Module, transform: Cal
 def test_what_is_changed_afterwards_does_not_reach_the_explorer() -> None:
     images, masks, weights = pictures(1), true_masks(1), noise(1, 2, 49, 49).softmax(-1)
     explorer = AttentionExplorer(
-        Stand(Says("global", weights)), images, masks=masks, token=11, head=1, mass=0.6
+        FixedModel(FixedLayer("global", weights)), images, masks=masks, token=11, head=1, mass=0.6
     )
     words, shown = explorer.words, explorer.map().clone()
     for lent in (images, masks, weights, explorer.map(), explorer.mask(0.6)):
@@ -148,14 +148,16 @@ def show(model: object = None, images: object = ONE, **more: object) -> Attentio
     return AttentionExplorer(model or vit(), images, **more)
 
 
-def says(kind: str, *shape: int) -> AttentionExplorer:
+def fixed(kind: str, *shape: int) -> AttentionExplorer:
     """A layer of this kind with weights of this shape, on a grid of 6 by 8 patches."""
-    return show(Stand(Says(kind, torch.ones(shape))))
+    return show(FixedModel(FixedLayer(kind, torch.ones(shape))))
 
 
 def in_windows(members: list[list[int]], tokens: int) -> AttentionExplorer:
     """Two windows of so many tokens on a grid of 2 by 2 patches."""
-    return show(Stand(Says("window", torch.ones(2, 1, tokens, tokens), (2, 2), torch.tensor(members))))
+    return show(
+        FixedModel(FixedLayer("window", torch.ones(2, 1, tokens, tokens), (2, 2), torch.tensor(members)))
+    )
 
 
 BAD_INPUT = {
@@ -185,26 +187,34 @@ BAD_INPUT = {
     "no model": (lambda: show("vit"), TypeError, "model must be a torch.nn.Module, got str"),
     "no attention": (lambda: show(nn.Linear(2, 2)), ValueError, "model is a Linear, which has no attention"),
     "NaN weights": (
-        lambda: show(Stand(Says("global", spoiled(torch.nan)))),
+        lambda: show(FixedModel(FixedLayer("global", spoiled(torch.nan)))),
         ValueError,
         "layer 'layers.0' has 1 of 4,802 attention weights that are NaN",
     ),
-    "infinite weights": (lambda: show(Stand(Says("global", spoiled(torch.inf)))), ValueError, "1 of 4,802"),
+    "infinite weights": (
+        lambda: show(FixedModel(FixedLayer("global", spoiled(torch.inf)))),
+        ValueError,
+        "1 of 4,802",
+    ),
     "tokens": (
-        lambda: says("global", 1, 2, 53, 53),
+        lambda: fixed("global", 1, 2, 53, 53),
         ValueError,
         "53 tokens, which are not 1 class tokens and a grid of 6 by 8",
     ),
-    "few tokens": (lambda: says("class", 1, 2, 1, 40), ValueError, "40 tokens, which are not 1 class tokens"),
+    "few tokens": (
+        lambda: fixed("class", 1, 2, 1, 40),
+        ValueError,
+        "40 tokens, which are not 1 class tokens",
+    ),
     "no grid": (
-        lambda: show(Says("global", torch.ones(1, 2, 4, 4))),
+        lambda: show(FixedLayer("global", torch.ones(1, 2, 4, 4))),
         ValueError,
         "4 tokens but no patch grid",
     ),
-    "queries": (lambda: says("global", 1, 2, 3, 49), ValueError, "as many queries as keys, got 3 and 49"),
-    "class rows": (lambda: says("class", 1, 2, 2, 49), ValueError, "has one query, but it has 2"),
-    "batch": (lambda: says("global", 3, 2, 49, 49), ValueError, r"\(3, 2, 49, 49\) for 1 images"),
-    "kind": (lambda: says("sparse", 1, 2, 49, 49), ValueError, "kind 'sparse'"),
+    "queries": (lambda: fixed("global", 1, 2, 3, 49), ValueError, "as many queries as keys, got 3 and 49"),
+    "class rows": (lambda: fixed("class", 1, 2, 2, 49), ValueError, "has one query, but it has 2"),
+    "batch": (lambda: fixed("global", 3, 2, 49, 49), ValueError, r"\(3, 2, 49, 49\) for 1 images"),
+    "kind": (lambda: fixed("sparse", 1, 2, 49, 49), ValueError, "kind 'sparse'"),
     "members": (
         lambda: in_windows([[0, 1], [1, 2]], 2),
         ValueError,

@@ -29,7 +29,7 @@ def booleans(values: list) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.bool)
 
 
-# For each section of the table what Python says about one of its lines, and what it should say.
+# For each section of the table the answer of Python to one of its lines, and the right one.
 ANSWERS: dict[str, Callable[[dict], tuple[object, object]]] = {
     "keep_mass": lambda line: (keep_mass(numbers(line["values"]), line["keep"]).int().tolist(), line["kept"]),
     "iou": lambda line: (

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from support.parity import SAME, disagreement
+from support.parity import SAME, disagreement, relative_error
 from support.pretrained_models import STEM, images, timm_vit, torchvision_vit
 from timm.models import VisionTransformer
 from torch import nn
@@ -99,6 +99,17 @@ def test_a_part_keeps_its_mode(name: str, training: bool) -> None:
     }
     other = {name for name, part in weighty.items() if part.training is not training}
     assert other == {name for name in weighty if f"{name}.".startswith(f"{ours}.")} != set()
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_another_default_type_changes_no_copy(name: str, request: pytest.FixtureRequest) -> None:
+    make, convert, *_ = FROZEN[name]
+    theirs, pixels = make().eval(), images(2, 3, 64, 64) if name == "MaxViT" else images()
+    expected = theirs(pixels)
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    logits = convert(theirs)(pixels)
+    assert logits.dtype == torch.float32 and relative_error(logits, expected) < SAME
 
 
 @pytest.mark.parametrize("replace", ["heads", "head"])

@@ -240,6 +240,14 @@ def test_patches_that_are_dropped_in_training_are_not_recorded() -> None:
         assert record[0].weights.shape[-1] == adapter.num_prefix_tokens + 16
 
 
+def test_a_record_has_the_grid_of_the_last_tokens() -> None:
+    adapter = adapt(timm_vit())
+    with record_attention(adapter) as record:
+        adapter(images())
+        adapter.forward_tokens(images(2, 4, 32), (2, 2))
+    assert [(layer.grid, layer.num_prefix_tokens) for layer in record] == [((2, 2), 1)] * 2
+
+
 PREFIXES = {
     "none": ({"class_token": False, "global_pool": "avg"}, 0),
     "class": ({}, 1),
@@ -343,7 +351,7 @@ def test_adapter_shares_the_model() -> None:
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_adapter_can_be_copied(library: str) -> None:
-    """DINO's teacher is a deep copy: it has a model of its own, and its taps listen to that one."""
+    """DINO's teacher is a deep copy: it has a model of its own, and its taps record that one."""
     theirs = timm_vit() if library == "timm" else torchvision_vit()
     adapter = adapt(theirs)
     expected = adapter(images())
