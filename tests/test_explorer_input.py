@@ -240,6 +240,8 @@ BAD_INPUT = {
         ValueError,
         "2 models need as many model_names",
     ),
+    "one name": (lambda: show(names="cat"), TypeError, "names must be a list of names, got 'cat'"),
+    "one model name": (lambda: show(model_names="cat"), TypeError, "model_names must be a list of names"),
     "which model": (lambda: show().map(1), ValueError, "model must be 0 to 0, got 1"),
 }
 

@@ -1,7 +1,7 @@
 """The widget: choices that the page and Python share, and what can be read of them."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -91,17 +91,18 @@ class AttentionExplorer(anywidget.AnyWidget):
     ) -> None:
         self._images = check_images(images)
         self._masks = check_masks(masks, self._images)
-        captions = [str(name) for name in (range(len(self._images)) if names is None else names)]
+        captions = _strings("names", range(len(self._images)) if names is None else names)
         if len(captions) != len(self._images):
             raise ValueError(
                 f"{len(self._images)} images need as many names, got {len(captions)}: {captions}"
             )
         models = [model] if compare is None else [model, compare]
-        if len(model_names) < len(models):
-            raise ValueError(f"{len(models)} models need as many model_names, got {list(model_names)}")
+        titles = _strings("model_names", model_names)
+        if len(titles) < len(models):
+            raise ValueError(f"{len(models)} models need as many model_names, got {titles}")
         self._panels = [
-            record_panel(str(name), each, self._images, transform)
-            for name, each in zip(model_names, models, strict=False)
+            record_panel(title, each, self._images, transform)
+            for title, each in zip(titles, models, strict=False)
         ]
         if compare is not None:
             check_comparable(*self._panels)
@@ -304,6 +305,13 @@ class AttentionExplorer(anywidget.AnyWidget):
         picture = BytesIO()
         self.figure().savefig(picture, format="png", facecolor="white", metadata={"Software": None})
         return picture.getvalue()
+
+
+def _strings(name: str, given: Iterable[object]) -> list[str]:
+    """Names as strings, of a list or an array; one string alone would pass for a list of letters."""
+    if isinstance(given, str):
+        raise TypeError(f"{name} must be a list of names, got {given!r}")
+    return [str(each) for each in given]
 
 
 def _number(name: str, value: Any, count: int, what: str) -> int:
