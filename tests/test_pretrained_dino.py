@@ -119,6 +119,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder": (Path.mkdir, "it is a folder"),
     "empty": (Path.touch, "it is empty"),
     "text": (lambda path: path.write_text("hello, world"), "it begins with b'hello, world'"),
+    "half a pickle": (lambda path: path.write_bytes(b"\x80\x02"), r"it begins with b'\\x80\\x02' \(EOFError"),
     "zip": (zip_of_text, r"it begins with b'PK"),
     "cut off": (cut_off, r"it begins with b'PK.*zip archive"),
     "code": (saved({"teacher": RunsCode()}), "it holds print, which could run code"),

@@ -83,7 +83,10 @@ def _reason(path: Path, error: Exception) -> str:
         return f"it holds {foreign_class[1]}, which could run code when it is read"
     with path.open("rb") as file:
         start = file.read(24)
-    return f"it begins with {start!r} ({str(error).splitlines()[0]})" if start else "it is empty"
+    if not start:
+        return "it is empty"
+    stumbled = str(error).partition("\n")[0]
+    return f"it begins with {start!r} ({type(error).__name__}: {stumbled})"
 
 
 def _vit(checkpoint: object, source: str) -> ViT:
