@@ -197,6 +197,8 @@ class Backbone(nn.Module):
     """
 
     num_prefix_tokens: int = 1
+    norm: nn.Module
+    head: nn.Module
 
     def __init__(
         self,
