@@ -37,7 +37,6 @@ def test_imports_point_to_earlier_lessons_only():
     assert wrong_arrows(ROOT / "notebooks", ROOT / "vit_course") == []
 
 
-@pytest.mark.xfail(strict=True, reason="lesson 04 draws its bar early; this mark goes when it does not")
 def test_lessons_import_the_progress_bar_where_it_is_drawn():
     assert eager_imports(ROOT / "notebooks", ROOT / "vit_course") == []
 

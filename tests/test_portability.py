@@ -11,8 +11,8 @@ FILES = sorted(
     for folder in ("vit_course", "tools", "tests", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
-# What these call open takes no text: pictures, archives, browsers, numbers of files.
-NOT_TEXT = {"Image", "PIL", "os", "tarfile", "webbrowser", "zipfile"}
+# What these call open takes no text: pictures, archives, browsers, numbers of files, taps of attention.
+NOT_TEXT = {"Image", "PIL", "os", "tap", "tarfile", "webbrowser", "zipfile"}
 SUBPROCESS = {"run", "Popen", "check_output", "check_call", "call"}
 
 
