@@ -432,6 +432,7 @@ class SimpleViT(ViT):
         mlp_dim: int,
         channels: int = 3,
         dim_head: int | None = None,
+        patch_embedding: nn.Module | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -444,6 +445,7 @@ class SimpleViT(ViT):
             channels=channels,
             dim_head=dim_head,
             pool="mean",
+            patch_embedding=patch_embedding,
         )
 
     def add_positions(self) -> None:
