@@ -317,7 +317,7 @@ def test_a_full_disk_is_named_and_leaves_no_part(when: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("stop", [1, 7])
-@pytest.mark.parametrize("kind", ["shuffle", "sampler", "batch sampler", "dataset"])
+@pytest.mark.parametrize("kind", ["shuffle", "sampler", "batch sampler", "dataset", "function"])
 def test_a_generator_of_the_loader_is_set_back(kind: str, stop: int, tmp_path: Path) -> None:
     """Stopped and resumed in one session, with one loader whose generator has moved."""
 
@@ -330,7 +330,14 @@ def test_a_generator_of_the_loader_is_set_back(kind: str, stop: int, tmp_path: P
             pixels, label = super().__getitem__(index)
             return pixels + torch.randn(pixels.shape, generator=self.generator), label
 
-    def loader() -> DataLoader:
+    class OwnDraws:
+        def __init__(self, generator: torch.Generator) -> None:
+            self.generator = generator
+
+        def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return drawn(self.generator)
+
+    def loader() -> Callable | DataLoader:
         generator = torch.Generator().manual_seed(3)
         images = TensorDataset(PIXELS, LABELS)
         sampler = WeightedRandomSampler(torch.arange(40) + 1.0, 40, generator=generator)
@@ -341,6 +348,7 @@ def test_a_generator_of_the_loader_is_set_back(kind: str, stop: int, tmp_path: P
                 images, batch_sampler=BatchSampler(sampler, 8, drop_last=True)
             ),
             "dataset": lambda: DataLoader(OwnNoise(generator), batch_size=8),
+            "function": lambda: OwnDraws(generator),
         }[kind]()
 
     straight, resumed, path, batches = small_vit(), small_vit(seed=3), tmp_path / "run.pt", loader()

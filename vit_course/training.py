@@ -52,9 +52,9 @@ def cosine_schedule(step: int, steps: int, start: float, end: float = 0.0, warmu
     require_between(0, steps - 1, step=step, warmup=warmup)
     require_between(-math.inf, math.inf, start=start, end=end)
     if step < warmup:
-        return start * (step + 1) / warmup
+        return float(start * (step + 1) / warmup)
     progress = (step - warmup) / (steps - warmup)
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    return float(end + (start - end) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def _decay_groups(*modules: nn.Module) -> list[dict]:
@@ -164,7 +164,7 @@ class _Stream:
     def __init__(self, batches: Callable | Iterable, seed: int, device: torch.device) -> None:
         self.batches, self.seed, self.device = batches, seed, device
         self.generator = torch.Generator().manual_seed(seed)
-        self.own_states = [generator.get_state() for generator in _own_generators(batches)]
+        self.first_states = self._own_states()
         if isinstance(batches, DataLoader):
             batches._iterator = None  # persistent workers would go on from the random state of another run
         self.draws = self._draw()
@@ -198,26 +198,30 @@ class _Stream:
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "own_generators": self.own_states}
+        own = self._own_states() if callable(self.batches) else self.first_states
+        return {"generator": self.generator.get_state(), "own_generators": own}
+
+    def _own_states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in _own_generators(self.batches)]
 
     def load_state_dict(self, state: dict[str, Any], drawn: int) -> None:
         """Go on behind `drawn` batches. The order of an iterable cannot be loaded, so it is drawn again."""
         own = _own_generators(self.batches)
-        self.own_states = state.get("own_generators", self.own_states)  # an older file has none
-        if len(own) != len(self.own_states):
+        self.first_states = state.get("own_generators", self.first_states)  # an older file has none
+        if len(own) != len(self.first_states):
             raise ValueError(
-                f"the batches of the stopped run had {len(self.own_states)} generators of their own, these "
+                f"the batches of the stopped run had {len(self.first_states)} generators of their own, these "
                 f"have {len(own)}: their order cannot be drawn again"
             )
-        for generator, start in zip(own, self.own_states, strict=True):
-            generator.set_state(start)
+        for generator, saved in zip(own, self.first_states, strict=True):
+            generator.set_state(saved)
         for _ in range(0 if callable(self.batches) else drawn):
             next(self.draws)
         self.generator.set_state(state["generator"])
 
 
 def _own_generators(batches: Callable | Iterable) -> list[torch.Generator]:
-    """The generators that an iterable brings: of a DataLoader, its samplers and its data set."""
+    """The generators that batches bring themselves: those of a DataLoader, its samplers and its data set."""
     sampler, batch_sampler, dataset = (
         getattr(batches, name, None) for name in ("sampler", "batch_sampler", "dataset")
     )
@@ -422,7 +426,7 @@ def fit(
         resume: go on from that file if it is there; the weights come out the same as without the stop.
         seed: of the batches and of dropout; the caller's random state is left as it was.
         progress: show a bar.
-        clip: the largest total norm of the gradients; above it they are scaled down to it.
+        clip: the largest total norm of the gradients after `before_step`; above it they are scaled down.
 
     Returns:
         The history: a number for each step under "loss", "lr" and the names that the loss gave, and what the
@@ -754,13 +758,13 @@ class _Interrupts:
 
     def __enter__(self) -> "_Interrupts":
         self.pressed = False
-        self.can_listen = threading.current_thread() is threading.main_thread()
-        if self.can_listen:
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
             self.previous = signal.signal(signal.SIGINT, self._press)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.can_listen:
+        if self.in_main_thread:
             signal.signal(signal.SIGINT, self.previous)
 
     def _press(self, number: int, frame: Any) -> None:
