@@ -15,6 +15,7 @@ from support.training import (
     CentredLoss,
     Stop,
     cross_entropy,
+    drawn,
     run,
     same,
     small_vit,

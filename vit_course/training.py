@@ -649,9 +649,8 @@ def _written_beside(path: Path, state: dict) -> Iterator[Path]:
         torch.load(temporary, weights_only=True, mmap=True)
         yield temporary
     except RuntimeError as error:
-        if isinstance(
-            error.__context__, OSError
-        ):  # torch speaks of positions in the file, this of what happened
+        # torch speaks of positions in the file; what happened is the error behind it
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
     except pickle.UnpicklingError as error:
