@@ -314,6 +314,24 @@ def test_a_full_disk_is_named_and_leaves_no_part(when: int, tmp_path: Path) -> N
         assert torch.load(path, weights_only=True)["step"] == 6
 
 
+def test_a_file_too_large_is_named_and_leaves_no_part(tmp_path: Path) -> None:
+    """Here torch notices before the file is closed, and speaks of positions."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(step: int) -> None:
+        if step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    try:
+        with pytest.raises(OSError, match="step 6 could not be written.*File too large"):
+            run(small_vit(dim=64), checkpoint=tmp_path / "run.pt", checkpoint_every=1, after_step=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["step"] == 6
+
+
 # ---- the stream
 
 

@@ -519,114 +519,6 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     return right / seen
 
 
-def _require_settings(loss: Callable, steps: int, seed: int, clip: float | None) -> None:
-    """Refuse numbers out of range and a loss that cannot be called, before the training."""
-    require_at_least(1, steps=steps)
-    require_at_least(0, seed=seed)
-    if not callable(loss):
-        raise TypeError(f"loss must be a function, got {loss!r}")
-    if clip is not None:
-        require_between(0, math.inf, clip=clip)
-        if clip == 0:
-            raise ValueError("clip must be above 0, got 0: no gradient would be left")
-
-
-def _require_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
-    """The callbacks, once each is known to have a method that the loop calls."""
-    if not isinstance(callbacks, list | tuple):
-        raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
-    events = ("on_start", "before_step", "after_step", "on_end")
-    for callback in callbacks:
-        if isinstance(callback, type) or not any(
-            callable(getattr(callback, event, None)) for event in events
-        ):
-            raise TypeError(
-                f"a callback is an object with some of the methods {', '.join(events)}, got {callback!r}"
-            )
-    return callbacks
-
-
-class _StepFunctions:
-    """The functions `before_step` and `after_step` of `fit`, which take a step's number, as a callback."""
-
-    def __init__(self, before: Callable[[int], Any] | None, after: Callable[[int], Any] | None) -> None:
-        for name, function in {"before_step": before, "after_step": after}.items():
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be a function, got {function!r}")
-        self.before, self.after = before, after
-
-    def before_step(self, run: Run) -> None:
-        if self.before:
-            self.before(run.step)
-
-    def after_step(self, run: Run) -> None:
-        if self.after:
-            self.after(run.step)
-
-
-class _Progress:
-    """A bar with the numbers that are recorded at every step."""
-
-    def on_start(self, run: Run) -> None:
-        from tqdm import tqdm  # here, so that whoever shows no bar does not need it
-
-        self.bar = tqdm(initial=run.finished, total=run.steps, mininterval=0.5)
-
-    def after_step(self, run: Run) -> None:
-        latest = {
-            name: f"{numbers[-1]:.3f}"
-            for name, numbers in run.history.items()
-            if name != "lr" and len(numbers) == run.finished
-        }
-        self.bar.set_postfix(latest, refresh=False)
-        self.bar.update()
-
-    def on_end(self, run: Run) -> None:
-        self.bar.close()
-
-
-class Validation:
-    """A callback of `fit` that measures the model every so many steps and at the end.
-
-    A number that `measure` calls "accuracy" stands in the history under "validation_accuracy", and the number
-    of steps done at each measurement under "validation_step". The training comes out the same as without it:
-    the modes of the model and PyTorch's random state are given back.
-
-    Args:
-        measure: model -> a dictionary of numbers; the model is in evaluation mode, without gradients.
-        every: steps between two measurements.
-        name: how the names in the history begin; two validations of one run need two names.
-
-    Raises:
-        ValueError: for `every` below 1, and in `fit` for a second validation of the same name.
-        TypeError: for a measure that is no function or gives no dictionary.
-    """
-
-    def __init__(
-        self, measure: Callable[[nn.Module], dict[str, Any]], every: int, name: str = "validation"
-    ) -> None:
-        if not callable(measure):
-            raise TypeError(f"measure must be a function of the model, got {measure!r}")
-        require_at_least(1, every=every)
-        self.measure, self.every, self.name = measure, every, name
-
-    def on_start(self, run: Run) -> None:
-        if f"{self.name}_step" in run.history and not run.finished:
-            raise ValueError(f"there are two validations with the name {self.name!r}: give one another name")
-        run.history.setdefault(f"{self.name}_step", [])
-
-    def after_step(self, run: Run) -> None:
-        if run.finished % self.every and run.finished != run.steps:
-            return
-        with eval_mode(run.model), torch.no_grad(), torch.random.fork_rng():
-            numbers = self.measure(run.model)
-        if not isinstance(numbers, dict):
-            raise TypeError(f"measure must give a dictionary of numbers, got {numbers!r}")
-        run.record(
-            {f"{self.name}_{name}": number for name, number in {"step": run.finished, **numbers}.items()}
-        )
-
-
 def _checkpoint_path(checkpoint: str | Path | None, every: int | None, resume: bool) -> Path | None:
     """The file to write to, if any."""
     require_at_least(1, checkpoint_every=1 if every is None else every)
@@ -812,3 +704,111 @@ def _interrupts_kept_from_workers(batches: Iterable) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _require_settings(loss: Callable, steps: int, seed: int, clip: float | None) -> None:
+    """Refuse numbers out of range and a loss that cannot be called, before the training."""
+    require_at_least(1, steps=steps)
+    require_at_least(0, seed=seed)
+    if not callable(loss):
+        raise TypeError(f"loss must be a function, got {loss!r}")
+    if clip is not None:
+        require_between(0, math.inf, clip=clip)
+        if clip == 0:
+            raise ValueError("clip must be above 0, got 0: no gradient would be left")
+
+
+def _require_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
+    """The callbacks, once each is known to have a method that the loop calls."""
+    if not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
+    events = ("on_start", "before_step", "after_step", "on_end")
+    for callback in callbacks:
+        if isinstance(callback, type) or not any(
+            callable(getattr(callback, event, None)) for event in events
+        ):
+            raise TypeError(
+                f"a callback is an object with some of the methods {', '.join(events)}, got {callback!r}"
+            )
+    return callbacks
+
+
+class _StepFunctions:
+    """The functions `before_step` and `after_step` of `fit`, which take a step's number, as a callback."""
+
+    def __init__(self, before: Callable[[int], Any] | None, after: Callable[[int], Any] | None) -> None:
+        for name, function in {"before_step": before, "after_step": after}.items():
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function, got {function!r}")
+        self.before, self.after = before, after
+
+    def before_step(self, run: Run) -> None:
+        if self.before:
+            self.before(run.step)
+
+    def after_step(self, run: Run) -> None:
+        if self.after:
+            self.after(run.step)
+
+
+class _Progress:
+    """A bar with the numbers that are recorded at every step."""
+
+    def on_start(self, run: Run) -> None:
+        from tqdm import tqdm  # here, so that whoever shows no bar does not need it
+
+        self.bar = tqdm(initial=run.finished, total=run.steps, mininterval=0.5)
+
+    def after_step(self, run: Run) -> None:
+        latest = {
+            name: f"{numbers[-1]:.3f}"
+            for name, numbers in run.history.items()
+            if name != "lr" and len(numbers) == run.finished
+        }
+        self.bar.set_postfix(latest, refresh=False)
+        self.bar.update()
+
+    def on_end(self, run: Run) -> None:
+        self.bar.close()
+
+
+class Validation:
+    """A callback of `fit` that measures the model every so many steps and at the end.
+
+    A number that `measure` calls "accuracy" stands in the history under "validation_accuracy", and the number
+    of steps done at each measurement under "validation_step". The training comes out the same as without it:
+    the modes of the model and PyTorch's random state are given back.
+
+    Args:
+        measure: model -> a dictionary of numbers; the model is in evaluation mode, without gradients.
+        every: steps between two measurements.
+        name: how the names in the history begin; two validations of one run need two names.
+
+    Raises:
+        ValueError: for `every` below 1, and in `fit` for a second validation of the same name.
+        TypeError: for a measure that is no function or gives no dictionary.
+    """
+
+    def __init__(
+        self, measure: Callable[[nn.Module], dict[str, Any]], every: int, name: str = "validation"
+    ) -> None:
+        if not callable(measure):
+            raise TypeError(f"measure must be a function of the model, got {measure!r}")
+        require_at_least(1, every=every)
+        self.measure, self.every, self.name = measure, every, name
+
+    def on_start(self, run: Run) -> None:
+        if f"{self.name}_step" in run.history and not run.finished:
+            raise ValueError(f"there are two validations with the name {self.name!r}: give one another name")
+        run.history.setdefault(f"{self.name}_step", [])
+
+    def after_step(self, run: Run) -> None:
+        if run.finished % self.every and run.finished != run.steps:
+            return
+        with eval_mode(run.model), torch.no_grad(), torch.random.fork_rng():
+            numbers = self.measure(run.model)
+        if not isinstance(numbers, dict):
+            raise TypeError(f"measure must give a dictionary of numbers, got {numbers!r}")
+        run.record(
+            {f"{self.name}_{name}": number for name, number in {"step": run.finished, **numbers}.items()}
+        )
