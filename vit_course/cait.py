@@ -229,6 +229,8 @@ class CaiT(Backbone):
         dropout, emb_dropout: shares dropped in training, in the first stage and after the positions.
         layer_dropout: share of the samples that lose a branch in training, the same in every layer of the
             first stage; as in the paper's code, nothing is dropped in the second.
+        patch_embedding: any module that turns images into one token for each patch of patch_size pixels, in
+            the place of PatchEmbedding.
 
     Shape: images (b, c, h, w) -> logits (b, num_classes). Other image sizes that patches fill are welcome:
     the positions are resized.
@@ -255,6 +257,7 @@ class CaiT(Backbone):
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
         layer_dropout: float = 0.0,
+        patch_embedding: nn.Module | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -263,6 +266,7 @@ class CaiT(Backbone):
             dim=dim,
             channels=channels,
             emb_dropout=emb_dropout,
+            patch_embedding=patch_embedding,
         )
         require_at_least(1, depth=depth, cls_depth=cls_depth, mlp_dim=mlp_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), dim).normal_(std=0.02))
