@@ -55,9 +55,9 @@ def cosine_schedule(step: int, steps: int, start: float, end: float = 0.0, warmu
     require_between(0, steps - 1, step=step, warmup=warmup)
     require_between(-math.inf, math.inf, start=start, end=end)
     if step < warmup:
-        return start * (step + 1) / warmup
+        return float(start * (step + 1) / warmup)
     progress = (step - warmup) / (steps - warmup)
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    return float(end + (start - end) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def _decay_groups(*modules: nn.Module) -> list[dict]:
@@ -169,7 +169,7 @@ class _Stream:
     def __init__(self, batches: Callable | Iterable, seed: int, device: torch.device) -> None:
         self.batches, self.seed, self.device = batches, seed, device
         self.generator = torch.Generator().manual_seed(seed)
-        self.own_states = [generator.get_state() for generator in _own_generators(batches)]
+        self.first_states = self._own_states()
         if isinstance(batches, DataLoader):
             batches._iterator = None  # persistent workers would go on from the random state of another run
         self.draws = self._draw()
@@ -203,26 +203,30 @@ class _Stream:
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "own_generators": self.own_states}
+        own = self._own_states() if callable(self.batches) else self.first_states
+        return {"generator": self.generator.get_state(), "own_generators": own}
+
+    def _own_states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in _own_generators(self.batches)]
 
     def load_state_dict(self, state: dict[str, Any], drawn: int) -> None:
         """Go on behind `drawn` batches. The order of an iterable cannot be loaded, so it is drawn again."""
         own = _own_generators(self.batches)
-        self.own_states = state.get("own_generators", self.own_states)  # an older file has none
-        if len(own) != len(self.own_states):
+        self.first_states = state.get("own_generators", self.first_states)  # an older file has none
+        if len(own) != len(self.first_states):
             raise ValueError(
-                f"the batches of the stopped run had {len(self.own_states)} generators of their own, these "
+                f"the batches of the stopped run had {len(self.first_states)} generators of their own, these "
                 f"have {len(own)}: their order cannot be drawn again"
             )
-        for generator, start in zip(own, self.own_states, strict=True):
-            generator.set_state(start)
+        for generator, saved in zip(own, self.first_states, strict=True):
+            generator.set_state(saved)
         for _ in range(0 if callable(self.batches) else drawn):
             next(self.draws)
         self.generator.set_state(state["generator"])
 
 
 def _own_generators(batches: Callable | Iterable) -> list[torch.Generator]:
-    """The generators that an iterable brings: of a DataLoader, its samplers and its data set."""
+    """The generators that batches bring themselves: those of a DataLoader, its samplers and its data set."""
     sampler, batch_sampler, dataset = (
         getattr(batches, name, None) for name in ("sampler", "batch_sampler", "dataset")
     )
@@ -431,7 +435,7 @@ def fit(
         resume: go on from that file if it is there; the weights come out the same as without the stop.
         seed: of the batches and of dropout; the caller's random state is left as it was.
         progress: show a bar.
-        clip: the largest total norm of the gradients; above it they are scaled down to it.
+        clip: the largest total norm of the gradients after `before_step`; above it they are scaled down.
 
     Returns:
         The history: a number for each step under "loss", "lr" and the names that the loss gave, and what the
@@ -526,6 +530,193 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     if not seen:
         raise ValueError("evaluate was given no images")
     return right / seen
+
+
+def _checkpoint_path(checkpoint: str | Path | None, every: int | None, resume: bool) -> Path | None:
+    """The file to write to, if any."""
+    require_at_least(1, checkpoint_every=1 if every is None else every)
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs the checkpoint to resume from")
+    path = None if checkpoint is None else Path(checkpoint).expanduser()
+    if path and os.path.isdir(path):
+        raise ValueError(f"checkpoint must be a file, got the folder {path}")
+    return path
+
+
+@contextmanager
+def _written_beside(path: Path, state: dict) -> Iterator[Path]:
+    """A temporary file beside `path` that holds the state and can be read back; it is gone afterwards."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+        torch.load(temporary, weights_only=True, mmap=True)
+        yield temporary
+    except RuntimeError as error:
+        # torch speaks of positions in the file; what happened is the error behind it
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"what this run would write to {path} cannot be read back: {error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _write_checkpoint(path: Path, state: dict) -> None:
+    """Write to a temporary name, then move: a kill leaves the old checkpoint or the new one, never a half."""
+    with _written_beside(path, state) as temporary:
+        os.replace(temporary, path)
+
+
+def _read_checkpoint(path: Path, steps: int, seed: int) -> dict:
+    """What a checkpoint of this run holds."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        its_own = (state["steps"], state["seed"])
+    except Exception as error:  # whatever torch.load and pickle make of another file
+        raise ValueError(f"{path} is not a checkpoint that fit wrote: {error}") from error
+    if its_own != (steps, seed):
+        raise ValueError(
+            f"{path} is of a run with steps={state['steps']}, seed={state['seed']}; this one has "
+            f"steps={steps}, seed={seed}"
+        )
+    return state
+
+
+def _require_finite_weights(run: Run) -> None:
+    """Refuse to save what no training could go on from. Buffers may hold inf: masks do."""
+    for module in _modules(run.model, run.loss):
+        trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
+        spoilt = [name for name, weight in trained if not weight.isfinite().all()]
+        spoilt += [name for name, buffer in module.named_buffers() if buffer.isnan().any()]
+        if spoilt:
+            raise ValueError(
+                f"{spoilt[0]} is not finite after step {run.step}: no checkpoint is written of it"
+            )
+
+
+class _Checkpoint:
+    """The file that a run is written to, every so many steps and at the end, and goes on from."""
+
+    def __init__(self, path: Path, every: int, seed: int, stream: _Stream) -> None:
+        self.path, self.every, self.seed, self.stream = path, every, seed, stream
+
+    def start(self, run: Run, resume: bool) -> None:
+        """Try whether the file can be written, leaving nothing behind; load one that is there to resume."""
+        missing = [folder for folder in self.path.parents if not os.path.exists(folder)]
+        try:
+            with _written_beside(self.path, self._state(run)):
+                pass
+        except OSError as error:
+            raise ValueError(f"checkpoint {self.path} cannot be written: {error}") from error
+        finally:
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()
+        if resume and self.path.exists():
+            self._load(run)
+
+    def after_step(self, run: Run) -> None:
+        if run.finished % self.every == 0 or run.finished == run.steps:
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        _require_finite_weights(run)
+        try:
+            _write_checkpoint(self.path, self._state(run))
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint after step {run.step} could not be written to {self.path}: {error}; what "
+                f"stood there before is kept"
+            ) from error
+
+    def _parts(self, run: Run) -> dict[str, Any]:
+        loss = {"loss": run.loss} if isinstance(run.loss, nn.Module) else {}
+        return {"model": run.model, "optimizer": run.optimizer, **loss}
+
+    def _state(self, run: Run) -> dict[str, Any]:
+        state = {name: part.state_dict() for name, part in self._parts(run).items()}
+        state |= {"step": run.finished, "steps": run.steps, "seed": self.seed, "history": run.history}
+        return state | self.stream.state_dict() | {"random": _get_random_state()}
+
+    def _load(self, run: Run) -> None:
+        saved = _read_checkpoint(self.path, run.steps, self.seed)
+        for name, part in self._parts(run).items():
+            try:
+                part.load_state_dict(saved[name])
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise ValueError(
+                    f"{self.path} holds another {name} than the one to train: {error}"
+                ) from error
+        run.step = run.finished = saved["step"]
+        run.history = saved["history"]
+        self.stream.load_state_dict(saved, drawn=run.finished)
+        _set_random_state(saved["random"])
+
+
+class _Interrupts:
+    """Ctrl-C (or Jupyter's stop button), held back until a step is done; pressed twice, it stops at once."""
+
+    def __enter__(self) -> "_Interrupts":
+        self.pressed = False
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
+            self.previous = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.in_main_thread:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _press(self, number: int, frame: Any) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+    def until_pressed(self, stream: _Stream, steps: Iterable[int]) -> Iterator[tuple[int, Any]]:
+        """The steps with their batches, until the button is pressed."""
+        for step in steps:
+            if self.pressed:
+                return
+            try:
+                batch = next(stream)
+            except Exception:
+                if self.pressed:  # the signal stopped a worker too; what it owed is drawn again on resuming
+                    return
+                raise
+            yield step, batch
+
+    def stop(self, run: Run, saver: _Checkpoint | None) -> None:
+        """If the button was pressed, save what is done and raise KeyboardInterrupt."""
+        if not self.pressed:
+            return
+        if not run.finished:
+            raise KeyboardInterrupt("stopped before the first step")
+        if saver:
+            saver.save(run)
+        raise KeyboardInterrupt(f"stopped after step {run.finished - 1}")
+
+
+@contextmanager
+def _interrupts_kept_from_workers(batches: Iterable) -> Iterator[None]:
+    """Let the worker processes that a DataLoader starts by spawn inherit a blocked Ctrl-C.
+
+    Forked ones inherit the handler. A fork server outlives the loader, so it is left alone.
+    """
+    context = getattr(batches, "multiprocessing_context", None) or multiprocessing
+    has_workers = bool(getattr(batches, "num_workers", 0))
+    if not has_workers or context.get_start_method() != "spawn" or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _require_settings(loss: Callable, steps: int, seed: int, clip: float | None) -> None:
@@ -636,191 +827,3 @@ class Validation:
         run.record(
             {f"{self.name}_{name}": number for name, number in {"step": run.finished, **numbers}.items()}
         )
-
-
-def _checkpoint_path(checkpoint: str | Path | None, every: int | None, resume: bool) -> Path | None:
-    """The file to write to, if any."""
-    require_at_least(1, checkpoint_every=1 if every is None else every)
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs the checkpoint to resume from")
-    path = None if checkpoint is None else Path(checkpoint).expanduser()
-    if path and os.path.isdir(path):
-        raise ValueError(f"checkpoint must be a file, got the folder {path}")
-    return path
-
-
-@contextmanager
-def _written_beside(path: Path, state: dict) -> Iterator[Path]:
-    """A temporary file beside `path` that holds the state and can be read back; it is gone afterwards."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-        torch.load(temporary, weights_only=True, mmap=True)
-        yield temporary
-    except RuntimeError as error:
-        if isinstance(
-            error.__context__, OSError
-        ):  # torch speaks of positions in the file, this of what happened
-            raise error.__context__ from None
-        raise
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"what this run would write to {path} cannot be read back: {error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _write_checkpoint(path: Path, state: dict) -> None:
-    """Write to a temporary name, then move: a kill leaves the old checkpoint or the new one, never a half."""
-    with _written_beside(path, state) as temporary:
-        os.replace(temporary, path)
-
-
-def _read_checkpoint(path: Path, steps: int, seed: int) -> dict:
-    """What a checkpoint of this run holds."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        its_own = (state["steps"], state["seed"])
-    except Exception as error:  # whatever torch.load and pickle make of another file
-        raise ValueError(f"{path} is not a checkpoint that fit wrote: {error}") from error
-    if its_own != (steps, seed):
-        raise ValueError(
-            f"{path} is of a run with steps={state['steps']}, seed={state['seed']}; this one has "
-            f"steps={steps}, seed={seed}"
-        )
-    return state
-
-
-def _require_finite_weights(run: Run) -> None:
-    """Refuse to save what no training could go on from. Buffers may hold inf: masks do."""
-    for module in _modules(run.model, run.loss):
-        trained = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
-        spoilt = [name for name, weight in trained if not weight.isfinite().all()]
-        spoilt += [name for name, buffer in module.named_buffers() if buffer.isnan().any()]
-        if spoilt:
-            raise ValueError(
-                f"{spoilt[0]} is not finite after step {run.step}: no checkpoint is written of it"
-            )
-
-
-class _Checkpoint:
-    """The file that a run is written to, every so many steps and at the end, and goes on from."""
-
-    def __init__(self, path: Path, every: int, seed: int, stream: _Stream) -> None:
-        self.path, self.every, self.seed, self.stream = path, every, seed, stream
-
-    def start(self, run: Run, resume: bool) -> None:
-        """Try whether the file can be written, leaving nothing behind; load one that is there to resume."""
-        missing = [folder for folder in self.path.parents if not os.path.exists(folder)]
-        try:
-            with _written_beside(self.path, self._state(run)):
-                pass
-        except OSError as error:
-            raise ValueError(f"checkpoint {self.path} cannot be written: {error}") from error
-        finally:
-            for folder in missing:
-                with suppress(OSError):
-                    folder.rmdir()
-        if resume and self.path.exists():
-            self._load(run)
-
-    def after_step(self, run: Run) -> None:
-        if run.finished % self.every == 0 or run.finished == run.steps:
-            self.save(run)
-
-    def save(self, run: Run) -> None:
-        _require_finite_weights(run)
-        try:
-            _write_checkpoint(self.path, self._state(run))
-        except OSError as error:
-            raise OSError(
-                f"the checkpoint after step {run.step} could not be written to {self.path}: {error}; what "
-                f"stood there before is kept"
-            ) from error
-
-    def _parts(self, run: Run) -> dict[str, Any]:
-        loss = {"loss": run.loss} if isinstance(run.loss, nn.Module) else {}
-        return {"model": run.model, "optimizer": run.optimizer, **loss}
-
-    def _state(self, run: Run) -> dict[str, Any]:
-        state = {name: part.state_dict() for name, part in self._parts(run).items()}
-        state |= {"step": run.finished, "steps": run.steps, "seed": self.seed, "history": run.history}
-        return state | self.stream.state_dict() | {"random": _get_random_state()}
-
-    def _load(self, run: Run) -> None:
-        saved = _read_checkpoint(self.path, run.steps, self.seed)
-        for name, part in self._parts(run).items():
-            try:
-                part.load_state_dict(saved[name])
-            except (RuntimeError, KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{self.path} holds another {name} than the one to train: {error}"
-                ) from error
-        run.step = run.finished = saved["step"]
-        run.history = saved["history"]
-        self.stream.load_state_dict(saved, drawn=run.finished)
-        _set_random_state(saved["random"])
-
-
-class _Interrupts:
-    """Ctrl-C (or Jupyter's stop button), held back until a step is done; pressed twice, it stops at once."""
-
-    def __enter__(self) -> "_Interrupts":
-        self.pressed = False
-        self.can_listen = threading.current_thread() is threading.main_thread()
-        if self.can_listen:
-            self.previous = signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.can_listen:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def _press(self, number: int, frame: Any) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True
-
-    def until_pressed(self, stream: _Stream, steps: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        """The steps with their batches, until the button is pressed."""
-        for step in steps:
-            if self.pressed:
-                return
-            try:
-                batch = next(stream)
-            except Exception:
-                if self.pressed:  # the signal stopped a worker too; what it owed is drawn again on resuming
-                    return
-                raise
-            yield step, batch
-
-    def stop(self, run: Run, saver: _Checkpoint | None) -> None:
-        """If the button was pressed, save what is done and raise KeyboardInterrupt."""
-        if not self.pressed:
-            return
-        if not run.finished:
-            raise KeyboardInterrupt("stopped before the first step")
-        if saver:
-            saver.save(run)
-        raise KeyboardInterrupt(f"stopped after step {run.finished - 1}")
-
-
-@contextmanager
-def _interrupts_kept_from_workers(batches: Iterable) -> Iterator[None]:
-    """Let the worker processes that a DataLoader starts by spawn inherit a blocked Ctrl-C.
-
-    Forked ones inherit the handler. A fork server outlives the loader, so it is left alone.
-    """
-    context = getattr(batches, "multiprocessing_context", None) or multiprocessing
-    has_workers = bool(getattr(batches, "num_workers", 0))
-    if not has_workers or context.get_start_method() != "spawn" or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # started later, it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
