@@ -264,9 +264,7 @@ class WindowAttention(HeadedAttention):
     def forward(self, features: Tensor) -> Tensor:
         w, (rows, columns) = self.window_size, features.shape[2:]
         cells = rearrange(features, "b d rows columns -> b rows columns d")
-        q, k, v = (
-            self.split(part) for part in self.qkv(cells).chunk(3, dim=-1)
-        )  # ((b windows), h, t, k) each
+        q, k, v = (self.split(part) for part in self.qkv(cells).chunk(3, dim=-1))
         bias = self.bias().to(q.dtype)
         if self.attention_recorder is None and fused_is_faster(q):
             out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=self.dropout, scale=self.scale)
@@ -509,13 +507,11 @@ class MaxViT(Pyramid):
             ]
             self.stages.append(nn.Sequential(first, *rest))
 
-        self.norm = nn.LayerNorm(self.num_features)
-        self.head = nn.Identity()
+        last = self.num_features
+        self.norm, self.head = nn.LayerNorm(last), nn.Identity()
         if num_classes:
-            hidden = nn.Linear(self.num_features, self.num_features)
-            self.head = nn.Sequential(
-                hidden, nn.Tanh(), nn.Linear(self.num_features, num_classes, bias=False)
-            )
+            logits = nn.Linear(last, num_classes, bias=False)
+            self.head = nn.Sequential(nn.Linear(last, last), nn.Tanh(), logits)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w), checked before -> the map of the last stage (b, d, rows, columns)."""
