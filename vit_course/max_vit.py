@@ -510,8 +510,8 @@ class MaxViT(Pyramid):
         last = self.num_features
         self.norm, self.head = nn.LayerNorm(last), nn.Identity()
         if num_classes:
-            logits = nn.Linear(last, num_classes, bias=False)
-            self.head = nn.Sequential(nn.Linear(last, last), nn.Tanh(), logits)
+            hidden, logits = nn.Linear(last, last), nn.Linear(last, num_classes, bias=False)
+            self.head = nn.Sequential(hidden, nn.Tanh(), logits)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (b, c, h, w), checked before -> the map of the last stage (b, d, rows, columns)."""
