@@ -326,7 +326,13 @@ def test_student_and_teacher_may_differ_in_type() -> None:
     assert same(model.teacher, wanted.teacher)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+MAXVIT_IS_NOT_FILLED = pytest.mark.xfail(strict=True, reason="its index of offsets is in no file (lesson 07)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=MAXVIT_IS_NOT_FILLED if name == "MaxViT" else ()) for name in BACKBONES],
+)
 def test_model_comes_whole_from_a_meta_device_a_copy_and_a_pickle(name: str) -> None:
     torch.manual_seed(0)
     _, build = BACKBONES[name]

@@ -1,4 +1,4 @@
-"""DINO's training: the paper's curves, set in every step; a stop changes nothing; refusals before it begins."""
+"""DINO's training: the paper's curves, set in every step; stops; refusals before it begins."""
 
 import math
 import re

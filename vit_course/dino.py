@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vit_course.max_vit import Pyramid
 from vit_course.patching import require_at_least, require_between, require_floats, require_images
-from vit_course.training import augment, cosine_schedule
+from vit_course.training import Run, augment, cosine_schedule
 from vit_course.vit import Backbone, require_backbone
 
 __all__ = [
@@ -233,7 +232,7 @@ class MultiCropWrapper(nn.Module):
             pooled features.
     """
 
-    def __init__(self, backbone: Backbone | Pyramid, head: DINOHead) -> None:
+    def __init__(self, backbone: Backbone, head: DINOHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
@@ -291,7 +290,7 @@ class DINO(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone | Pyramid,
+        backbone: Backbone,
         out_dim: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
@@ -307,14 +306,12 @@ class DINO(nn.Module):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self._averages: dict[str, Tensor] = {}
 
-    def make_network(
-        self, backbone: Backbone | Pyramid, make_head: Callable[[], DINOHead]
-    ) -> MultiCropWrapper:
+    def make_network(self, backbone: Backbone, make_head: Callable[[], DINOHead]) -> MultiCropWrapper:
         """The student; its teacher is a copy of it."""
         return MultiCropWrapper(backbone, make_head())
 
     @property
-    def backbone(self) -> Backbone | Pyramid:
+    def backbone(self) -> Backbone:
         """The teacher's backbone."""
         return self.teacher.backbone
 
@@ -691,6 +688,19 @@ def _record_directions(student: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
             hook.remove()
 
 
+def _require_dino(model: nn.Module) -> DINO:
+    if not isinstance(model, DINO):
+        raise TypeError(f"DINOSchedule moves the teacher of a DINO, got {type(model).__name__}")
+    return model
+
+
+def _dino_losses(loss: Callable) -> list[DINOLoss]:
+    losses = _parts(loss, DINOLoss) if isinstance(loss, nn.Module) else []
+    if not losses:
+        raise ValueError(f"DINOSchedule sets the temperature of a DINOLoss; there is none in {loss!r}"[:200])
+    return losses
+
+
 class DINOSchedule:
     """All that changes with the step of a DINO or an EsViT, as a callback of `fit`: fit(model, crops, loss,
     steps, callbacks=[DINOSchedule()]).
@@ -753,38 +763,30 @@ class DINOSchedule:
         first, last = self.teacher_temp
         return first + (last - first) * min(1.0, step / max(1, int(self.temp_warmup * steps) - 1))
 
-    def on_start(self, run: Any) -> None:
-        if not isinstance(run.model, DINO):
-            raise TypeError(f"DINOSchedule moves the teacher of a DINO, got {type(run.model).__name__}")
-        if not isinstance(run.loss, nn.Module) or not _parts(run.loss, DINOLoss):
-            raise ValueError(
-                f"DINOSchedule sets the temperature of a DINOLoss; there is none in {run.loss!r}"[:200]
-            )
+    def on_start(self, run: Run) -> None:
+        _require_dino(run.model)
         self.values(0, run.steps)  # refuses a warm-up that fills the run
-        self._set_temperature(run, run.step)
+        self._set_temperature(run.loss, run.step, run.steps)
 
-    def before_step(self, run: Any) -> None:
-        self._set_rates(run)
-        for parameter in run.model.student.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_((self.clip / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
-        if run.step < self.frozen * run.steps:
-            for head in _parts(run.model.student, DINOHead):
-                head.prototypes.weight.grad = None  # not zero: AdamW would still decay it
-
-    def after_step(self, run: Any) -> None:
-        run.model.update_teacher(self.values(run.step, run.steps)["momentum"])
-        self._set_temperature(run, run.step + 1)
-
-    def _set_rates(self, run: Any) -> None:
-        values = self.values(run.step, run.steps)
+    def before_step(self, run: Run) -> None:
+        student, values = _require_dino(run.model).student, self.values(run.step, run.steps)
         for group in run.optimizer.param_groups:
             group["lr"] = values["lr"]
             group["weight_decay"] = values["weight_decay"] if group["is_decayed"] else 0.0
+        for parameter in student.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_((self.clip / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
+        if run.step < self.frozen * run.steps:
+            for head in _parts(student, DINOHead):
+                head.prototypes.weight.grad = None  # not zero: AdamW would still decay it
 
-    def _set_temperature(self, run: Any, step: int) -> None:
-        for part in _parts(run.loss, DINOLoss):
-            part.teacher_temp.fill_(self._temperature(step, run.steps))
+    def after_step(self, run: Run) -> None:
+        _require_dino(run.model).update_teacher(self.values(run.step, run.steps)["momentum"])
+        self._set_temperature(run.loss, run.step + 1, run.steps)
+
+    def _set_temperature(self, loss: Callable, step: int, steps: int) -> None:
+        for part in _dino_losses(loss):
+            part.teacher_temp.fill_(self._temperature(step, steps))
 
 
 def dino_schedules(model: DINO, loss: nn.Module, steps: int, **settings: Any) -> dict[str, Callable]:
@@ -810,8 +812,8 @@ def dino_schedules(model: DINO, loss: nn.Module, steps: int, **settings: Any) ->
     )
     require_at_least(1, steps=steps)
     schedule = DINOSchedule(**settings)
-    no_optimizer = SimpleNamespace(param_groups=[])  # fit sets the rates itself
-    run = SimpleNamespace(model=model, loss=loss, steps=steps, step=0, optimizer=no_optimizer)
+    no_optimizer: Any = SimpleNamespace(param_groups=[])  # fit sets the rates itself
+    run = Run(model, loss, no_optimizer, steps)
     schedule.on_start(run)
 
     def before_step(step: int) -> None:
