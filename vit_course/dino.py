@@ -539,6 +539,7 @@ class DINOLoss(nn.Module):
         self.register_buffer("teacher_temp", torch.tensor(float(teacher_temp)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of any module, but for the type of center and temperature."""
         before = {"center": self.center, "teacher_temp": self.teacher_temp}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -617,11 +618,14 @@ _Part = TypeVar("_Part", bound=nn.Module)
 
 
 def _parts(module: nn.Module, kind: type[_Part]) -> list[_Part]:
+    """The module's parts of one kind, itself included."""
     return [part for part in module.modules() if isinstance(part, kind)]
 
 
 @runtime_checkable
 class _LossWithNumbers(Protocol):
+    """DINOLoss here, and EsViTLoss of the next lesson."""
+
     def with_numbers(self, student: Any, teacher: Any, /) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
