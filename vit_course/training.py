@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from vit_course.patching import require_at_least, require_between, require_images
 
@@ -163,6 +165,8 @@ class _Stream:
         self.batches, self.seed, self.device = batches, seed, device
         self.generator = torch.Generator().manual_seed(seed)
         self.own_states = [generator.get_state() for generator in _own_generators(batches)]
+        if isinstance(batches, DataLoader):
+            batches._iterator = None  # persistent workers would go on from the random state of another run
         self.draws = self._draw()
 
     def _draw(self) -> Iterator:
@@ -799,6 +803,7 @@ def _interrupts_kept_from_workers(batches: Iterable) -> Iterator[None]:
     if not has_workers or context.get_start_method() != "spawn" or not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

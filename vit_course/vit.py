@@ -187,6 +187,8 @@ class Backbone(nn.Module):
     """
 
     num_prefix_tokens: int = 1
+    norm: nn.Module
+    head: nn.Module
 
     def __init__(
         self,
@@ -411,6 +413,7 @@ class SimpleViT(ViT):
         mlp_dim: int,
         channels: int = 3,
         dim_head: int | None = None,
+        patch_embedding: nn.Module | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -423,6 +426,7 @@ class SimpleViT(ViT):
             channels=channels,
             dim_head=dim_head,
             pool="mean",
+            patch_embedding=patch_embedding,
         )
 
     def add_positions(self) -> None:
