@@ -177,7 +177,7 @@ class Flat(nn.Module):
     "arguments, error, sentence",
     [
         ((lambda images: images, IMAGES), TypeError, "forward_features, got function"),
-        ((nn.Linear(3, 3), IMAGES), TypeError, "got Linear; models of timm and torchvision"),
+        ((nn.Linear(3, 3), IMAGES), TypeError, "got Linear; vit_course.lab.pretrained.adapt makes one"),
         ((ViT(**SMALL), IMAGES, "max"), ValueError, "pool must be .* got 'max'"),
         ((ViT(**SMALL), IMAGES, None, 0), ValueError, "batch_size must be at least 1, got 0"),
         ((ViT(**SMALL), (IMAGES * 255).byte()), TypeError, "divide bytes by 255"),

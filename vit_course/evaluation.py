@@ -14,7 +14,6 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from vit_course.max_vit import Pyramid
 from vit_course.patching import pair, require_at_least, require_between, require_floats, require_images
 from vit_course.training import eval_mode
 from vit_course.vit import Backbone, require_backbone
@@ -34,7 +33,7 @@ __all__ = [
 
 @torch.no_grad()
 def extract_features(
-    backbone: Backbone | Pyramid,
+    backbone: Backbone,
     images: Tensor | Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
     pool: str | None = None,
     batch_size: int = 100,
@@ -58,7 +57,7 @@ def extract_features(
         TypeError: for another model or other images.
         ValueError: for an unknown pool, features of another form, or no images at all.
     """
-    require_backbone("extract_features", backbone, "forward_features")
+    require_backbone("backbone", backbone, "forward_features")
     if pool not in (None, "cls", "mean", "patches"):
         raise ValueError(f"pool must be 'cls', 'mean', 'patches' or None, got {pool!r}")
     require_at_least(1, batch_size=batch_size)
@@ -76,7 +75,7 @@ def extract_features(
     return torch.cat(features)
 
 
-def _pooled(backbone: Backbone | Pyramid, features: Tensor, pool: str | None) -> Tensor:
+def _pooled(backbone: Backbone, features: Tensor, pool: str | None) -> Tensor:
     """Tokens or a map -> the class token (b, d), the mean of the patches (b, d), or the patches (b, n, d)."""
     if features.ndim not in (3, 4):
         raise ValueError(
@@ -169,8 +168,7 @@ def knn_accuracy(
         TypeError, ValueError: for features and labels that do not fit together or are not finite, k below 1,
             a temperature that is not positive.
 
-    Source:
-        Wu et al. 2018, section 3.4; Caron et al. 2021, section 3.2.
+    Source: Wu et al. 2018, section 3.4; Caron et al. 2021, section 3.2.
     """
     train_labels, test_labels = _both_labels(train_features, train_labels, test_features, test_labels)
     require_at_least(1, k=k)
@@ -271,8 +269,7 @@ def linear_probe(
         TypeError, ValueError: for features and labels that do not fit together or are not finite, a penalty
             that is negative or infinite, or one to be chosen from fewer than 5 images.
 
-    Source:
-        Caron et al. 2021, section 3.2, for the measure.
+    Source: Caron et al. 2021, section 3.2, for the measure.
     """
     train_labels, test_labels = _both_labels(train_features, train_labels, test_features, test_labels)
     require_between(0, math.inf, penalty=0.0 if penalty is None else penalty)
@@ -300,8 +297,7 @@ def attention_masks(weights: Tensor, keep: float = 0.6) -> Tensor:
     Raises:
         TypeError, ValueError: for other weights, a row without any weight, a share out of range.
 
-    Source:
-        Caron et al. 2021, section 4.2.2.
+    Source: Caron et al. 2021, section 4.2.2.
     """
     require_floats("weights", weights, "b h n")
     require_between(0, 1, keep=keep)
@@ -357,8 +353,7 @@ def jaccard(found: Tensor, truth: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: for other masks.
 
-    Source:
-        Jaccard 1901.
+    Source: Jaccard 1901.
     """
     for name, masks in {"found": found, "truth": truth}.items():
         if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
@@ -459,8 +454,7 @@ def mean_average_precision(
         TypeError, ValueError: for lists and dictionaries that do not fit, boxes or scores that are not finite,
             thresholds out of range, or no true box at all.
 
-    Source:
-        Lin et al. 2014; the average over 101 recalls is that of COCO's tools.
+    Source: Lin et al. 2014; the average over 101 recalls is that of COCO's tools.
     """
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} images with detections, but {len(truths)} with true boxes")

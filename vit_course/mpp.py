@@ -55,13 +55,12 @@ def mean_colour_labels(images: Tensor, patch_size: int | tuple[int, int], bits: 
         TypeError, ValueError: where a patch's colour is not in 0 … 1, as in images that were normalised, where
             patches do not fill the image, and for more than 2^15 classes.
 
-    Source:
-        Dosovitskiy et al. 2020, appendix B.1.2.
+    Source: Dosovitskiy et al. 2020, appendix B.1.2.
     """
     require_images(images)
     _number_of_colours(bits, images.shape[1])
     (p1, p2), levels = pair(patch_size, "patch_size"), 2**bits
-    patch_grid((images.shape[2], images.shape[3]), (p1, p2))
+    patch_grid(images.shape[-2:], (p1, p2))
     colours = reduce(images.float(), "b c (rows p1) (columns p2) -> b (rows columns) c", "mean", p1=p1, p2=p2)
     if not ((colours > -0.01) & (colours < 1.01)).all():
         raise ValueError(
@@ -110,8 +109,7 @@ def draw_corruption(
     Raises:
         TypeError, ValueError: for numbers out of range.
 
-    Source:
-        Dosovitskiy et al. 2020, appendix B.1.2; Devlin et al. 2018, section 3.1.
+    Source: Dosovitskiy et al. 2020, appendix B.1.2; Devlin et al. 2018, section 3.1.
     """
     require_at_least(1, b=b)
     require_at_least(2, n=n)
@@ -166,7 +164,7 @@ def _require_plain_patches(backbone: Backbone, channels: int) -> None:
     ValueError where a token has seen more than its own patch.
     """
     parts = ("patch_embed", "forward_tokens", "patch_size", "num_features", "num_prefix_tokens")
-    require_backbone("MPP hides single patches, so it", backbone, *parts)
+    require_backbone("MPP hides single patches, of which a pyramid has none: its backbone", backbone, *parts)
     p1, p2 = pair(backbone.patch_size, "patch_size")
     # What an embedding does is tried, not read from its name: nine black patches, then the middle one white.
     black = next(backbone.parameters()).new_zeros(1, channels, 3 * p1, 3 * p2)
@@ -207,10 +205,6 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 class MPP(nn.Module):
     """Masked patch prediction: hide half of the patches, name the mean colour of each.
 
-    Shape:
-        Images (b, c, h, w) and, where the draws must be repeatable, a torch.Generator -> loss, a scalar in
-        float32 or better: the mean cross-entropy over the corrupted patches, those left as they are included.
-
     Args:
         backbone: any model with plain patches (`patch_embed`, `forward_tokens`); it is trained in place and
             keeps the names of its weights, so that it can be fine-tuned afterwards.
@@ -220,11 +214,13 @@ class MPP(nn.Module):
         mean, std: with which the images were normalised, a number or one for each channel; none where the
             images are raw colours in 0 … 1.
 
+    Shape: images (b, c, h, w) and, where the draws must be repeatable, a torch.Generator -> loss, a scalar in
+    float32 or better: the mean cross-entropy over the corrupted patches, those left as they are included.
+
     Raises:
         TypeError, ValueError: for a backbone, arguments and images that do not fit.
 
-    Source:
-        Dosovitskiy et al. 2020, appendix B.1.2.
+    Source: Dosovitskiy et al. 2020, appendix B.1.2.
     """
 
     mean: Tensor
@@ -282,7 +278,7 @@ class MPP(nn.Module):
         corruption = draw_corruption(*labels.shape, **self.shares, generator=generator)
         corruption = Corruption(*(part.to(images.device) for part in corruption))
         tokens = corrupt(self.backbone.patch_embed(images), corruption, self.mask_token)
-        grid = patch_grid((images.shape[2], images.shape[3]), self.backbone.patch_size)
+        grid = patch_grid(images.shape[-2:], self.backbone.patch_size)
         tokens = self.backbone.forward_tokens(tokens, grid)[:, self.backbone.num_prefix_tokens :]
         corrupted = torch.take_along_dim(tokens, corruption.index[..., None], dim=1)  # (b, m, d)
         return self.head(corrupted), labels.take_along_dim(corruption.index, dim=1), corruption
