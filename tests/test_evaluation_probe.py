@@ -163,6 +163,7 @@ LABEL_FORMS: dict[str, Callable[[Tensor], object]] = {
     "a list": Tensor.tolist,
     "NumPy": Tensor.numpy,
     "NumPy's smallest": lambda labels: labels.numpy().astype(np.uint8),
+    "NumPy's unsigned": lambda labels: labels.numpy().astype(np.uint16),
     "int32": Tensor.int,
     "bytes": Tensor.byte,
 }

@@ -88,17 +88,17 @@ COLOUR_LABEL = Exercise(
 
 
 def _corrupt_tokens(
-    tokens: Tensor, index: Tensor, uniform: Tensor, other: Tensor, mask_token: Tensor, *, mistake: str = ""
+    tokens: Tensor, index: Tensor, fate: Tensor, other: Tensor, mask_token: Tensor, *, mistake: str = ""
 ) -> Tensor:
     """Tokens after their corruption, or after one with a mistake in it."""
     out = tokens.clone()
     if mistake == "masked before exchanged":
         tokens = tokens.clone()
-        tokens[index[uniform < 0.8]] = mask_token
+        tokens[index[fate < 0.8]] = mask_token
     low, high = {"shares swapped": (0.1, 0.9), "none kept": (0.8, 1.0)}.get(mistake, (0.8, 0.9))
     if mistake == "zeros":
         mask_token = torch.zeros_like(mask_token)
-    for place, number, donor in zip(index.tolist(), uniform.tolist(), other.tolist(), strict=True):
+    for place, number, donor in zip(index.tolist(), fate.tolist(), other.tolist(), strict=True):
         if mistake == "random first":
             is_masked, is_random = 0.1 <= number < 0.9, number < 0.1
         else:
@@ -112,21 +112,21 @@ def _corrupt_tokens(
     return out
 
 
-_UNIFORM = torch.tensor([0.05, 0.85, 0.95, 0.4, 0.89, 0.75, 0.82, 0.02])
+_FATES = torch.tensor([0.05, 0.85, 0.95, 0.4, 0.89, 0.75, 0.82, 0.02])
 CORRUPT_TOKENS = Exercise(
     name="corrupt_tokens",
     solution=_corrupt_tokens,
     cases=(
-        (_uniform(10, 3), torch.tensor([4, 0, 7, 2, 9, 1, 5, 8]), _UNIFORM, torch.tensor([3, 4, 1, 0, 2, 8, 1, 6]), torch.full((3,), 9.0)),
+        (_uniform(10, 3), torch.tensor([4, 0, 7, 2, 9, 1, 5, 8]), _FATES, torch.tensor([3, 4, 1, 0, 2, 8, 1, 6]), torch.full((3,), 9.0)),
         (_uniform(6, 2), torch.tensor([5, 1, 3]), torch.tensor([0.81, 0.99, 0.5]), torch.tensor([3, 5, 0]), torch.full((2,), -1.0)),
     ),
     praise="80 % hidden, 10 % exchanged, 10 % as they were, and every donor gave what it held at the start.",
     mistakes={
         name: Mistake(lambda *case, name=name: _corrupt_tokens(*case, mistake=name), says)
         for name, says in {
-            "all masked": "Every corrupted token became the mask token. Only those with a number below 0.8 do.",
+            "all masked": "Every corrupted token became the mask token. Only those with fate below 0.8 do.",
             "never random": (
-                "No token was exchanged for another: those with a number from 0.8 to 0.9 take the token at `other`. The shares add up: "
+                "No token was exchanged for another: those with fate from 0.8 to 0.9 take the token at `other`. The shares add up: "
                 "0.8, then 0.8 + 0.1."
             ),
             "none kept": (
