@@ -52,8 +52,8 @@ def mean_colour_labels(images: Tensor, patch_size: int | tuple[int, int], bits: 
         int64 (b, n), patches in reading order.
 
     Raises:
-        TypeError, ValueError: where a patch's colour is not in 0 … 1, as in images that were normalised, where
-            patches do not fill the image, and for more than 2^15 classes.
+        TypeError, ValueError: where a patch's colour is not in 0 … 1, as in images that were normalised,
+            where patches do not fill the image, and for more than 2^15 classes.
 
     Source: Dosovitskiy et al. 2020, appendix B.1.2.
     """
@@ -64,8 +64,8 @@ def mean_colour_labels(images: Tensor, patch_size: int | tuple[int, int], bits: 
     colours = reduce(images.float(), "b c (rows p1) (columns p2) -> b (rows columns) c", "mean", p1=p1, p2=p2)
     if not ((colours > -0.01) & (colours < 1.01)).all():
         raise ValueError(
-            f"colours must be in 0 … 1, got means of patches in {colours.min():.2f} … {colours.max():.2f}; if "
-            "the images were normalised, give MPP the mean and std of it"
+            f"colours must be in 0 … 1, got means of patches in {colours.min():.2f} … {colours.max():.2f}; "
+            "if the images were normalised, give MPP the mean and std of it"
         )
     # A colour on the border of two levels belongs to the upper one, whatever rounding did to its last digits.
     level = ((colours + 5e-7) * levels).floor().clamp(0, levels - 1).long()
@@ -100,8 +100,8 @@ def draw_corruption(
         replace_prob: share of these that become the mask token.
         random_patch_prob: share of these that become another patch of the same image. The rest stay as they
             are.
-        generator: source of the draws, PyTorch's own by default; they are made on the CPU, so a seed gives the
-            same ones for every device.
+        generator: source of the draws, PyTorch's own by default; they are made on the CPU, so a seed gives
+            the same ones for every device.
 
     Returns:
         The draw, with tensors (b, m).
@@ -118,8 +118,8 @@ def draw_corruption(
         raise ValueError("mask_prob must be above 0: without a corrupted patch there is nothing to predict")
     if replace_prob + random_patch_prob > 1 + 1e-9:
         raise ValueError(
-            f"replace_prob and random_patch_prob are shares of the corrupted patches, together at most 1; got "
-            f"{replace_prob} and {random_patch_prob}"
+            f"replace_prob and random_patch_prob are shares of the corrupted patches, together at most 1; "
+            f"got {replace_prob} and {random_patch_prob}"
         )
     m = math.ceil(mask_prob * n - 1e-9)  # in floats 0.07 · 100 is 7.000000000000001
     index = torch.rand(b, n, generator=generator).argsort(dim=1)[:, :m]
@@ -175,13 +175,13 @@ def _require_plain_patches(backbone: Backbone, channels: int) -> None:
         change = (embed(white) - embed(black)).abs().amax(dim=-1)[0]  # (9,)
     if not change.isfinite().all():
         raise ValueError(
-            f"the tokens of {type(embed).__name__} are not finite: of a black and a white picture they differ "
-            f"by {change.tolist()}"
+            f"the tokens of {type(embed).__name__} are not finite: of a black and a white picture they "
+            f"differ by {change.tolist()}"
         )
     if change[torch.arange(9) != 4].max() > 1e-3 * change[4]:
         raise ValueError(
-            f"the tokens of {type(embed).__name__} see pixels of neighbouring patches, so the neighbours of a "
-            "hidden patch would tell its colour: MPP needs plain patches, such as PatchEmbedding"
+            f"the tokens of {type(embed).__name__} see pixels of neighbouring patches, so the neighbours of "
+            "a hidden patch would tell its colour: MPP needs plain patches, such as PatchEmbedding"
         )
 
 
@@ -198,7 +198,7 @@ def _per_channel(name: str, numbers: float | Sequence[float], channels: int) -> 
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    """Numbers of half precision in float32: their own type holds neither the borders of colours nor a loss."""
+    """Numbers of half precision in float32: their own type holds neither a colour's border nor a loss."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
