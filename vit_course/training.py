@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vit_course.patching import require_at_least, require_between, require_images
 
-__all__ = ["cosine_schedule", "augment", "fit", "evaluate"]
+__all__ = ["cosine_schedule", "augment", "eval_mode", "fit", "evaluate"]
 
 
 def cosine_schedule(step: int, steps: int, start: float, end: float = 0.0, warmup: int = 0) -> float:
@@ -152,18 +152,50 @@ def _to_device(batch, device: torch.device):
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[torch.device]:
-    """Put the model into training or evaluation mode and, whatever happens, back into the one it was in.
-    Yields its device.
-    """
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every part of a model back the mode it had, training or evaluation, whatever happens."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-    before = model.training
-    model.train(training)
+    modes = {part: part.training for part in model.modules()}
     try:
-        yield next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        yield
     finally:
-        model.train(before)
+        for part, training in modes.items():
+            part.training = training
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[torch.device]:
+    """Put every part of a model into evaluation mode; afterwards each part has the mode it had.
+
+    Args:
+        model: any module.
+
+    Yields:
+        The device of its first parameter, the CPU where it has none.
+
+    Raises:
+        TypeError: for anything but a module.
+    """
+    with _modes_kept(model):
+        model.eval()
+        yield _device(model)
+
+
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[torch.device]:
+    """Put a model that is wholly in evaluation mode into training mode, for a while.
+
+    A part in evaluation mode inside a model in training was put there by its user: it stays.
+    """
+    with _modes_kept(model):
+        if not any(part.training for part in model.modules()):
+            model.train()
+        yield _device(model)
 
 
 def _get_random_state() -> list[Tensor]:
@@ -312,7 +344,7 @@ def fit(
     first = 0
 
     with (
-        _mode(model, training=True) as device,
+        _training_mode(model) as device,
         torch.random.fork_rng(),
         _interrupt_between_steps() as interrupted,
     ):
@@ -367,7 +399,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     Raises ValueError where there are no images. Built in lesson 04.
     """
     right = seen = 0
-    with _mode(model, training=False) as device:
+    with eval_mode(model) as device:
         for batch in batches:
             if (
                 not isinstance(batch, tuple | list)
