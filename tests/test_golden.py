@@ -1,4 +1,4 @@
-"""Every model of the course keeps the names, the shapes and the numbers it had: stored weights load, and give the stored logits."""
+"""Every model keeps the names, shapes and numbers it had: stored weights load, and give the stored logits."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What every model of the course promises, whatever it computes. A later model joins with its row in the catalogue."""
+"""What every model of the course promises, whatever it computes: each row of the catalogue is held to it."""
 
 import copy
 import io
@@ -17,6 +17,7 @@ from torch import nn
 
 from vit_course.attention import record_attention
 from vit_course.patching import patch_grid
+from vit_course.training import eval_mode
 
 
 @pytest.fixture(params=CASES)
@@ -118,7 +119,7 @@ def test_precisions(model: nn.Module, name: str) -> None:
 
 
 def test_compiles_in_one_piece(name: str) -> None:
-    """The graph is caught without a break; turning it into machine code is PyTorch's part, and takes a compiler and a minute."""
+    """The graph is caught without a break; turning it into machine code is PyTorch's part."""
     torch._dynamo.reset()
     model = CASES[name].build(depth=CASES[name].least_depth).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -134,7 +135,7 @@ def test_exports_with_any_batch_size(name: str) -> None:
 
 
 def test_backbone_protocol(model: nn.Module, name: str) -> None:
-    """forward is forward_features and forward_head; forward_tokens goes on from patch_embed; the parts fit other sizes too."""
+    """forward is forward_features and forward_head; forward_tokens goes on from patch_embed."""
     with torch.no_grad():
         for size in ((16, 16), *CASES[name].sizes):
             batch = images(2, 3, *size)
@@ -172,8 +173,6 @@ def test_it_attends_as_its_row_says(model: nn.Module, name: str) -> None:
 
 def test_evaluation_leaves_every_part_the_mode_it_had(model: nn.Module) -> None:
     """Also those that their user froze while the rest is in training."""
-    from vit_course.training import eval_mode
-
     model.train()
     for part in list(model.modules())[::3]:
         part.training = False
@@ -236,7 +235,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
 
 
 def test_arguments_are_checked_once_however_deep_the_model(name: str, checks: Counter) -> None:
-    """A pass through a deeper model makes as many checks as one through the least: no inner layer makes any."""
+    """A pass through a deeper model makes no more checks: inner layers make none."""
     least = CASES[name].least_depth
     deeper = 3 * least if isinstance(least, int) else tuple(3 * blocks for blocks in least)
     made = []

@@ -1,4 +1,4 @@
-"""Every objective trains every backbone, stops and goes on as if it had not stopped, or says in one sentence why it does not."""
+"""Every objective trains every backbone and resumes it exactly, or says in one sentence why it does not."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("pair", WORKING, ids=named)
 def test_it_trains(pair: Pair) -> None:
-    """On one batch: the loss is finite and falls; every weight of the student gets a gradient and moves, the teacher gets none."""
+    """On one batch the loss falls; every weight of the student moves, the teacher gets no gradient."""
     experiment = prepare(*pair, steps=12)
     untrained = RESERVATIONS[pair].untrained if pair in RESERVATIONS else ""
     batch = experiment.views(images(), torch.Generator().manual_seed(0))
@@ -68,7 +68,7 @@ def test_it_trains(pair: Pair) -> None:
 
 @pytest.mark.parametrize("pair", WORKING, ids=named)
 def test_stopped_and_resumed_is_the_same(pair: Pair, tmp_path: Path) -> None:
-    """Student, teacher, centres, optimiser, schedules and random state come back from the checkpoint, wherever it was written."""
+    """Weights, centres, optimiser, schedules and random state come back from a checkpoint of any step."""
 
     class Stop(Exception):
         pass

@@ -1,12 +1,13 @@
-"""The tables of the README that come from the catalogue: the models, and which objective trains which of them.
+"""The tables of the README that come from the catalogue: the models, and which objective trains which of
+them.
 
 python tools/readme.py    # writes them into README.md; tests/test_readme.py holds README.md to them
 """
 
+from lessons import ROOT
+
 from vit_course.lab import catalogue
 from vit_course.lab.catalogue import Reservation, Row
-
-from lessons import ROOT
 
 README = ROOT / "README.md"
 
@@ -48,7 +49,7 @@ def model_cells(name: str, row: Row) -> list[str]:
 
 
 def objectives_table() -> str:
-    """Which objective trains which backbone, as Markdown; below it in sentences what is refused and what has a reservation."""
+    """Which objective trains which backbone, as Markdown; below it what is refused or has a reservation."""
     sentences: list[str] = []
 
     def cell(reservation: Reservation | None) -> str:
@@ -76,7 +77,8 @@ def with_tables(readme: str) -> str:
     """The README's text with every table in its place.
 
     Args:
-        readme: the text; the place of a table lies between two comments, `<!-- models: tools/readme.py -->` and `<!-- end of models -->`.
+        readme: the text; the place of a table lies between two comments, `<!-- models: tools/readme.py -->`
+            and `<!-- end of models -->`.
 
     Raises:
         ValueError: where there is no such place.

@@ -1,10 +1,13 @@
-"""The numbers of models as they were: names and shapes of their states, weights, and the logits that these weights give.
+"""The numbers of models as they were: names and shapes of their states, weights, and the logits that these
+weights give.
 
     cd tests && python -m support.golden          # adds the models of the catalogue that are not stored yet
-    cd tests && python -m support.golden "CaiT"   # stores this one again, after a change that is meant to move its numbers
+    cd tests && python -m support.golden "CaiT"   # stores this one again, after a change that is meant to
+    move its numbers
 
-One file for each case of `support.models`, in tests/golden/. Weights are rounded to half precision, so that the files are small, and the
-logits computed in double precision, so that they are the same on every processor. States stand in one readable file.
+One file for each case of `support.models`, in tests/golden/. Weights are rounded to half precision, so that
+the files are small, and the logits computed in double precision, so that they are the same on every
+processor. States stand in one readable file.
 """
 
 import json
@@ -13,9 +16,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from support.models import CASES, Case, images
 from support.parity import randomise
-from torch import Tensor, nn
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 STATES = FOLDER / "states.json"
@@ -38,7 +42,7 @@ def path_of(name: str) -> Path:
 
 
 def load(name: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Weights, images (b, 3, 16, 16) and their logits (b, 5), all in double precision but for whole numbers."""
+    """Weights, images (b, 3, 16, 16) and their logits (b, 5), in double precision."""
     weights = doubled(load_file(path_of(name)))
     pixels, logits = weights.pop(IMAGES), weights.pop(LOGITS)
     return weights, pixels, logits

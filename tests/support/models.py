@@ -1,4 +1,4 @@
-"""The small models that every contract test runs through, made from the catalogue: each row, then each of its variants."""
+"""The small models that every contract test runs through: each row of the catalogue, and its variants."""
 
 from dataclasses import dataclass
 

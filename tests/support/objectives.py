@@ -1,4 +1,4 @@
-"""A small experiment for every pair of an objective and a backbone of the catalogue: what tests/test_objectives.py trains."""
+"""A small experiment for every pair of an objective and a backbone of the catalogue."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,6 +1,8 @@
-"""How two models are compared: with weights large enough to show a mistake, and with tokens faint enough to show an epsilon.
+"""How two models are compared: with weights large enough to show a mistake, and with tokens faint enough to
+show an epsilon.
 
-With the small weights of a fresh model attention is nearly uniform, norms hardly matter, and a wrong scale still "agrees" to 1e-7.
+With the small weights of a fresh model attention is nearly uniform, norms hardly matter, and a wrong scale
+still "agrees" to 1e-7.
 """
 
 import torch
@@ -26,13 +28,14 @@ SCALES = ("weight", "gamma", "gamma1", "gamma2", "gamma3", "gamma_1", "gamma_2",
 def randomise(model: nn.Module, seed: int = 0, input_scale: float = 1.0) -> nn.Module:
     """Give every parameter and buffer a value that matters, in place.
 
-    Matrices N(0, 2 / fan_in), scales of norms and running variances U(.5, 1.5), biases N(0, .3²), tokens and positions N(0, 1),
-    temperatures U(5, 15).
+    Matrices N(0, 2 / fan_in), scales of norms and running variances U(.5, 1.5), biases N(0, .3²), tokens and
+    positions N(0, 1), temperatures U(5, 15).
 
     Args:
         model: the model to change.
         seed: decides the values.
-        input_scale: shrinks all that tokens are first made of (patch embedding, class token, positions): 1e-3 makes them faint.
+        input_scale: shrinks all that tokens are first made of (patch embedding, class token, positions): 1e-3
+            makes them faint.
 
     Returns:
         The same model, in evaluation mode.

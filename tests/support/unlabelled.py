@@ -1,4 +1,4 @@
-"""What the tests of learning without labels share: sizes, random numbers, slow loops, and a run stopped and resumed."""
+"""What the tests of learning without labels share: sizes, noise, slow loops, and a resumed run."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,10 @@ def crops_of(sizes: tuple[int, ...] = (16, 16, 8, 8), b: int = 4, seed: int = 0)
 
 
 def slow_uniformity(features: Tensor) -> float:
-    """L_uniform of Wang and Isola (2020) with t = 2, for features (v, b, d): loops over plain numbers of double precision."""
+    """L_uniform with t = 2 for features (v, b, d), by loops over plain numbers of double precision.
+
+    Source: Wang and Isola 2020.
+    """
     of_views = []
     for view in features.detach().double().tolist():
         directions = [[number / math.hypot(*row) for number in row] for row in view]
@@ -82,7 +85,16 @@ def train(
 def stop_and_resume(
     whole: Callable[..., tuple[DINO, SelfDistillation]], stop: int, path: Path
 ) -> tuple[DINO, SelfDistillation, dict[str, list[float]]]:
-    """Train what `whole` makes, stop it after `stop` + 1 steps and resume it from its checkpoint in another model and random state."""
+    """Train what `whole` makes, stop it, and resume it in another model and random state.
+
+    Args:
+        whole: makes the model and the loss, from a seed.
+        stop: the run stops after one step more.
+        path: of the checkpoint.
+
+    Returns:
+        Model, loss and history of the resumed run.
+    """
 
     class Stop(Exception):
         pass

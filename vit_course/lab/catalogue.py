@@ -7,8 +7,9 @@
     row.kind(**row.published["CaiT-XXS24"].sizes)         # a published size
     row.published["CaiT-XXS24"].twins["timm"].make()      # the same size as timm has it
 
-Tests, benches, the tables of the README, the menus of lesson 13 and the table of objectives read it, and keep no list of models of their
-own. Adding a model touches its lesson, its converter in `vit_course.lab.pretrained` if it has a twin, and one row here.
+Tests, benches, the tables of the README, the menus of lesson 13 and the table of objectives read it, and keep
+no list of models of their own. Adding a model touches its lesson, its converter in
+`vit_course.lab.pretrained` if it has a twin, and one row here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ __all__ = ["FOREIGN", "MODELS", "OBJECTIVES", "Published", "Reservation", "Row",
 
 Sizes = tuple[tuple[int, int], ...]
 
-# Objectives with a module of their own, and the lesson that builds each. Any of them may have a reservation about a model.
+# Objectives with a module of their own, and the lesson that builds each. Any of them may have a reservation
+# about a model.
 OBJECTIVES = {"distillation": "08", "DINO": "10", "EsViT": "11", "MPP": "12"}
 
 
@@ -40,8 +42,8 @@ class Twin:
 
     Args:
         make: builds it without published weights; imports its library only when called.
-        is_equal: whether it is the same function of the same weights, which `vit_course.lab.pretrained` takes over. A twin that is not
-            is a peer to be timed beside.
+        is_equal: whether it is the same function of the same weights, which `vit_course.lab.pretrained` takes
+            over. A twin that is not is a peer to be timed beside.
     """
 
     make: Callable[[], nn.Module]
@@ -66,7 +68,7 @@ class Published:
 
     @property
     def image_size(self) -> int:
-        """Side of its images in pixels. A pyramid is built for no size in particular; it was trained at 224."""
+        """Side of its images in pixels. A pyramid is built for no size in particular; 224 is what it saw."""
         return self.sizes.get("image_size", 224)
 
 
@@ -75,7 +77,8 @@ class Variant:
     """Another small form of a model that tests must hold to the same promises.
 
     Args:
-        arguments: makes the constructor's arguments that differ from the row's `tiny`; anew each time, for a module belongs to one model.
+        arguments: makes the constructor's arguments that differ from the row's `tiny`; anew each time, for a
+            module belongs to one model.
         other_sizes, plain_patches: as for Row; None where they are the row's.
     """
 
@@ -91,7 +94,8 @@ class Reservation:
     Args:
         sentence: what the README says; of a refused pair, the words of the error.
         is_refused: whether the pair is refused.
-        untrained: a pattern for the names of the parameters that then get no gradient; everywhere else all get one.
+        untrained: a pattern for the names of the parameters that then get no gradient; everywhere else all
+            get one.
     """
 
     sentence: str
@@ -113,8 +117,8 @@ class Row:
         features: what forward_features gives, 'tokens' (b, n, d) or a 'map' (b, d, rows, columns).
         plain_patches: whether a token of patch_embed sees the pixels of its own patch only, as MPP needs it.
         least_depth: a depth that shows each kind of layer once.
-        small: the constructor's arguments, but for image, patches, channels and classes, of a network that learns pictures of 32 pixels
-            in minutes, for the menu of lesson 13; None keeps it off the menu.
+        small: the constructor's arguments, but for image, patches, channels and classes, of a network that
+            learns pictures of 32 pixels in minutes, for the menu of lesson 13; None keeps it off the menu.
         variants: more small forms, by what they add to the name.
         published: the sizes that its authors published, by their name.
         reservations: by the name of an objective of OBJECTIVES.
@@ -140,11 +144,11 @@ class Row:
 
     @property
     def sees_everything(self) -> bool:
-        """Whether some layer's attention covers the whole picture, so that there are maps of it to look at."""
+        """Whether the attention of some layer covers the whole picture."""
         return bool({"global", "class"} & set(self.attention))
 
 
-# ---- Twins ---------------------------------------------------------------------------------------------------------------------
+# ---- Twins -------------------------------------------------------------------------------------------------
 
 
 def _timm(name: str, is_equal: bool = True) -> Twin:
@@ -200,13 +204,13 @@ def _torchvision_max_vit(sizes: dict[str, Any]) -> Twin:
     return Twin(make)
 
 
-# ---- Published sizes -----------------------------------------------------------------------------------------------------------
+# ---- Published sizes ---------------------------------------------------------------------------------------
 
 
 def _sizes(
     dim: int, depth: int, heads: int, patch_size: int = 16, image_size: int = 224, **more: Any
 ) -> dict[str, Any]:
-    """ImageNet's classes, and feed-forward layers four times as wide as a token, as in all of these models."""
+    """ImageNet's classes, and feed-forward layers four times as wide as a token, as all of them have."""
     return {
         "image_size": image_size,
         "patch_size": patch_size,
@@ -240,13 +244,13 @@ def _max_vit(
     dim_stem: int = 64,
     bench_batch: int | None = None,
 ) -> Published:
-    """timm's has biases that the paper's code in torchvision has not, and no shortcut convolution where widths agree."""
+    """timm's has biases that torchvision's has not, and no shortcut convolution where the widths agree."""
     sizes = {"num_classes": 1000, "dim": dim, "depth": depth, "dim_stem": dim_stem}
     twins = {"torchvision": _torchvision_max_vit(sizes), "timm": _timm(timm, is_equal=False)}
     return Published(sizes, parameters, twins, bench_batch)
 
 
-# ---- The rows ------------------------------------------------------------------------------------------------------------------
+# ---- The rows ----------------------------------------------------------------------------------------------
 
 _TINY = {
     "image_size": 16,
@@ -266,8 +270,8 @@ _WINDOWS_MUST_FILL = Reservation(
 
 def _patches_only(untrained: str) -> Reservation:
     return Reservation(
-        "The class token and its layers learn nothing, because they change no patch and MPP predicts from patches only: take the mean "
-        "of the patches as the feature.",
+        "The class token and its layers learn nothing, because they change no patch and MPP predicts from "
+        "patches only: take the mean of the patches as the feature.",
         untrained=untrained,
     )
 
@@ -393,8 +397,9 @@ MODELS: dict[str, Row] = {
             "DINO": _WINDOWS_MUST_FILL,
             "EsViT": _WINDOWS_MUST_FILL,
             "MPP": Reservation(
-                "MPP hides single patches, so its backbone needs patch_embed; MaxViT has none. (Pyramids have no token for each patch; "
-                "a ViT of timm or torchvision comes in through vit_course.lab.pretrained.adapt.)",
+                "MPP hides single patches, so its backbone needs patch_embed; MaxViT has none. (Pyramids "
+                "have no token for each patch; a ViT of timm or torchvision comes in through "
+                "vit_course.lab.pretrained.adapt.)",
                 is_refused=True,
             ),
         },
@@ -402,7 +407,7 @@ MODELS: dict[str, Row] = {
 }
 
 
-# ---- Models of others ----------------------------------------------------------------------------------------------------------
+# ---- Models of others --------------------------------------------------------------------------------------
 
 
 def _tiny_timm_vit(num_classes: int = 5, dropout: float = 0.0) -> nn.Module:
@@ -422,5 +427,6 @@ def _tiny_timm_vit(num_classes: int = 5, dropout: float = 0.0) -> nn.Module:
     return adapt(model)
 
 
-# Small models of other libraries that stand beside ours in the table of objectives: images (b, 3, 16, 16), num_classes and dropout.
+# Small models of other libraries that stand beside ours in the table of objectives: images (b, 3, 16, 16),
+# num_classes and dropout.
 FOREIGN: dict[str, Callable[..., nn.Module]] = {"a ViT of timm": _tiny_timm_vit}
