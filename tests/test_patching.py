@@ -37,7 +37,8 @@ def sides(patch: int | tuple[int, int]) -> tuple[int, int]:
     return patch if isinstance(patch, tuple) else (patch, patch)
 
 
-# ---- patchify and unpatchify -----------------------------------------------------------------------------------------------------------
+# ---- patchify and unpatchify
+# -----------------------------------------------------------------------------------------------------------
 
 
 @sizes
@@ -77,7 +78,8 @@ def test_precision_and_gradients_pass_through() -> None:
     assert (pixels.grad == 1).all()
 
 
-# ---- embeddings ------------------------------------------------------------------------------------------------------------------------
+# ---- embeddings --------------------------------------------------------------------------------------------
+# ----------------------------
 
 
 @sizes
@@ -128,7 +130,8 @@ def test_moving_the_image_by_a_patch_moves_the_tokens_by_one() -> None:
 def test_token_is_in_the_place_of_its_patch(make: Callable[[], nn.Module]) -> None:
     """A change of one patch changes its own token and, for plain patches, no other.
 
-    A stem's convolutions look further: their windows centre on the corner of a patch, so that the next token down or right sees as much.
+    A stem's convolutions look further: their windows centre on the corner of a patch, so that the next token
+    down or right sees as much.
     """
     torch.manual_seed(0)
     embedding, pixels = make(), images(1, 3, 16, 24, seed=1)
@@ -162,7 +165,8 @@ def test_conv_stem_is_the_same_in_training_and_evaluation() -> None:
     torch.testing.assert_close(stem(pixels)[:1], stem(pixels[:1]))
 
 
-# ---- positions -------------------------------------------------------------------------------------------------------------------------
+# ---- positions ---------------------------------------------------------------------------------------------
+# ----------------------------
 
 
 @pytest.mark.parametrize(("grid", "dim"), [((4, 4), 32), ((3, 7), 16), ((1, 5), 8), ((2, 3), 4)])
@@ -218,7 +222,8 @@ def test_resizing_works_in_half_precision() -> None:
     assert resize_positions(positions.double(), (4, 4), (6, 2), 1).dtype == torch.float64
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------
+# ----------------------------
 
 GOOD = torch.zeros(1, 3, 16, 16)
 BAD_CALLS = {

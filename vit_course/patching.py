@@ -7,6 +7,7 @@ Made from notebooks/01_patching.ipynb by `make export`: read and edit the lesson
 """
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -24,31 +25,37 @@ __all__ = [
     "require_tokens",
     "patchify",
     "unpatchify",
+    "start_linear",
     "PatchEmbedding",
+    "halvings",
     "ConvStem",
     "sincos_positions",
     "resize_positions",
 ]
 
 
-def pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
+def pair(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
     """A (height, width) pair from one positive int or from two.
 
-    size: a positive int or a pair of them. name: what the size is called in the error sentence.
-    Raises TypeError for anything but ints, ValueError for sizes below one. Built in lesson 01.
+    Args:
+        size: a positive int or a pair of them.
+        name: what the size is called in the error sentence.
+
+    Raises:
+        TypeError: for anything but ints.
+        ValueError: for sizes below one.
     """
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
         raise TypeError(f"{name} must be an int or a (height, width) pair of ints, got {size!r}")
     if min(sides) < 1:
         raise ValueError(f"{name} must be at least 1, got {size!r}")
-    return sides
+    height, width = sides
+    return height, width
 
 
 def require_at_least(minimum: int, **sizes: int) -> None:
-    """Raise a TypeError or ValueError, naming the culprit, unless every size is an int from `minimum` on.
-    Built in lesson 01.
-    """
+    """Raise a TypeError or ValueError with its name, unless every size is an int from `minimum` on."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(f"{name} must be an int, got {size!r}")
@@ -57,9 +64,7 @@ def require_at_least(minimum: int, **sizes: int) -> None:
 
 
 def require_between(low: float, high: float, **numbers: float) -> None:
-    """Raise a TypeError or ValueError, naming the culprit, unless every number is in low … high. Built in
-    lesson 01.
-    """
+    """Raise a TypeError or ValueError with its name, unless every number is in low … high."""
     for name, number in numbers.items():
         if not isinstance(number, Real) or isinstance(number, bool):
             raise TypeError(f"{name} must be a number, got {number!r}")
@@ -68,25 +73,25 @@ def require_between(low: float, high: float, **numbers: float) -> None:
 
 
 def require_floats(name: str, tensor: Tensor, axes: str) -> None:
-    """Raise a TypeError or ValueError unless `tensor` holds floats and has as many axes as `axes` names ("b n
-    d"). Built in lesson 01.
-    """
+    """Raise a TypeError or ValueError unless `tensor` holds floats and has axes such as "b n d"."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor with axes ({axes}), got {tensor!r}"[:200])
     if tensor.ndim != len(axes.split()):
         raise ValueError(f"{name} must have axes ({axes}), got shape {tuple(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        raise TypeError(f"{name} must be floats, got {tensor.dtype}; divide bytes by 255 first")
     if not tensor.is_floating_point():
-        raise TypeError(
-            f"{name} must be floats, got {tensor.dtype}"
-            + "; divide bytes by 255 first" * (tensor.dtype == torch.uint8)
-        )
+        raise TypeError(f"{name} must be floats, got {tensor.dtype}")
 
 
-def patch_grid(image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> tuple[int, int]:
+def patch_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, int]:
     """How many patches an image is cut into: (rows, columns).
 
-    image_size, patch_size: in pixels, an int or a (height, width) pair.
-    Raises ValueError where the patches do not fill the image exactly. Built in lesson 01.
+    Args:
+        image_size, patch_size: in pixels, an int or a (height, width) pair.
+
+    Raises:
+        TypeError, ValueError: for other sizes, and where the patches do not fill the image exactly.
     """
     image_size, patch_size = pair(image_size, "image_size"), pair(patch_size, "patch_size")
     if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
@@ -95,10 +100,13 @@ def patch_grid(image_size: int | tuple[int, int], patch_size: int | tuple[int, i
 
 
 def require_images(images: Tensor, channels: int | None = None) -> None:
-    """Raise a TypeError or ValueError unless `images` is a float tensor (b, c, h, w), with `channels`
-    channels where given.
+    """Raise a TypeError or ValueError unless `images` is a float tensor (b, c, h, w).
 
-    Every model of the course asks this first, so that a wrong batch is named at the door. Built in lesson 01.
+    Every model of the course begins with it, so that a wrong batch is named before it enters a layer.
+
+    Args:
+        images: the batch.
+        channels: the c that it must have, any by default.
     """
     require_floats("images", images, "b c h w")
     if channels is not None and images.shape[1] != channels:
@@ -108,25 +116,33 @@ def require_images(images: Tensor, channels: int | None = None) -> None:
 
 
 def require_tokens(tokens: Tensor, dim: int) -> None:
-    """Raise a TypeError or ValueError unless `tokens` is a float tensor (b, n, dim). Built in lesson 01."""
+    """Raise a TypeError or ValueError unless `tokens` is a float tensor (b, n, dim)."""
     require_floats("tokens", tokens, "b n d")
     if tokens.shape[2] != dim:
         raise ValueError(f"tokens must have shape (b, n, {dim}), got {tuple(tokens.shape)}")
 
 
 def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
-    """Cut images into patches and flatten each patch (Dosovitskiy et al. 2020, section 3.1).
+    """Cut images into patches and flatten each patch.
 
     Patches come in reading order. Inside a patch the order is row, column, channel, so that the colours of
     one pixel stay together.
 
-    images: (b, c, h, w). patch_size: p or (p1, p2), in pixels.
-    Returns (b, n, p1·p2·c) with n = (h / p1) · (w / p2).
-    Raises ValueError where patches do not fill the image. Built in lesson 01.
+    Args:
+        images: (b, c, h, w).
+        patch_size: p or (p1, p2), in pixels.
+
+    Returns:
+        (b, n, p1·p2·c) with n = (h / p1) · (w / p2).
+
+    Raises:
+        TypeError, ValueError: for other images, and where patches do not fill them.
+
+    Source: Dosovitskiy et al. 2020, section 3.1.
     """
     require_images(images)
     p1, p2 = pair(patch_size, "patch_size")
-    patch_grid(tuple(images.shape[-2:]), (p1, p2))
+    patch_grid(images.shape[-2:], (p1, p2))
     return rearrange(images, "b c (rows p1) (columns p2) -> b (rows columns) (p1 p2 c)", p1=p1, p2=p2)
 
 
@@ -135,9 +151,16 @@ def unpatchify(
 ) -> Tensor:
     """Put flattened patches back into images: the exact inverse of `patchify`.
 
-    patches: (b, n, p1·p2·c). patch_size: p or (p1, p2); image_size: (h, w); both in pixels.
-    Returns images (b, c, h, w).
-    Raises ValueError where the number or the length of the patches does not fit. Built in lesson 01.
+    Args:
+        patches: (b, n, p1·p2·c).
+        patch_size: p or (p1, p2), in pixels.
+        image_size: (h, w), in pixels.
+
+    Returns:
+        Images (b, c, h, w).
+
+    Raises:
+        TypeError, ValueError: where the number or the length of the patches does not fit.
     """
     p1, p2 = pair(patch_size, "patch_size")
     rows, columns = patch_grid(image_size, (p1, p2))
@@ -152,15 +175,36 @@ def unpatchify(
     )
 
 
+def start_linear(layer: nn.Linear | nn.Conv2d, parts: int = 1) -> None:
+    """Start a linear layer as the original ViT does: matrices Xavier-uniform, biases zero.
+
+    Args:
+        layer: changed in place; a convolution counts as the matrix that it multiplies patches with.
+        parts: how many matrices lie on top of each other in its weight; each starts for itself.
+    """
+    for matrix in layer.weight.flatten(1).chunk(parts):
+        nn.init.xavier_uniform_(matrix)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class PatchEmbedding(nn.Module):
-    """One linear layer, the same for every patch, as a convolution (Dosovitskiy et al. 2020, equation 1).
+    """One linear layer, the same for every patch, as a convolution.
 
     A convolution whose stride equals its kernel looks at each patch once; its weight (d, c, p1, p2),
     flattened, is the matrix E of the paper. No position is added and nothing is normalised here.
 
-    patch_size: p or (p1, p2), in pixels. dim: width d of a token. channels: c.
-    Images (b, c, h, w) of any size that patches fill -> tokens (b, n, d).
-    Raises ValueError for other images. Built in lesson 01.
+    Args:
+        patch_size: p or (p1, p2), in pixels.
+        dim: width d of a token.
+        channels: c.
+
+    Shape: images (b, c, h, w) of any size that patches fill -> tokens (b, n, d).
+
+    Raises:
+        TypeError, ValueError: for sizes and images that do not fit.
+
+    Source: Dosovitskiy et al. 2020, equation 1.
     """
 
     def __init__(self, *, patch_size: int | tuple[int, int], dim: int, channels: int = 3) -> None:
@@ -168,39 +212,56 @@ class PatchEmbedding(nn.Module):
         require_at_least(1, dim=dim, channels=channels)
         self.patch_size = pair(patch_size, "patch_size")
         self.proj = nn.Conv2d(channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
-        # The layer is linear, so it starts as the linear layers of the original ViT do.
-        nn.init.xavier_uniform_(self.proj.weight.view(dim, -1))
-        nn.init.zeros_(self.proj.bias)
+        start_linear(self.proj)
 
     def forward(self, images: Tensor) -> Tensor:
         require_images(images, self.proj.in_channels)
-        patch_grid(tuple(images.shape[-2:]), self.patch_size)
+        patch_grid(images.shape[-2:], self.patch_size)
         return rearrange(self.proj(images), "b d rows columns -> b (rows columns) d")
 
 
+def halvings(patch_size: int) -> int:
+    """How many convolutions of stride 2 make one cell of each patch: log2 of its side.
+
+    Args:
+        patch_size: side of a patch in pixels, a power of two from 2 on.
+
+    Raises:
+        TypeError, ValueError: for another side.
+    """
+    require_at_least(2, patch_size=patch_size)
+    if patch_size & (patch_size - 1):
+        raise ValueError(f"patch_size of a convolutional stem must be a power of two, got {patch_size}")
+    return patch_size.bit_length() - 1
+
+
 class ConvStem(nn.Module):
-    """A few small convolutions in the place of one big one (Xiao et al. 2021, "Early convolutions help
-    transformers see better").
+    """A few small convolutions in the place of one big one.
 
     Each 3 × 3 convolution of stride 2 halves the picture; a last 1 × 1 convolution sets the width. The paper
     uses BatchNorm and ReLU; here GroupNorm, which is the same in training and evaluation, and GELU.
 
-    patch_size: the overall stride in pixels, a power of two from 2 on. dim: width d of a token, divisible by
-    8. channels: c. Images (b, c, h, w) of any size that the stride divides -> tokens (b, n, d), n = (h /
-    patch_size) · (w / patch_size). Raises ValueError for other sizes. Built in lesson 01.
+    Args:
+        patch_size: the overall stride in pixels, a power of two from 2 on.
+        dim: width d of a token, divisible by 8.
+        channels: c.
+
+    Shape: images (b, c, h, w) of any size that the stride divides -> tokens (b, n, d), n = (h / patch_size) ·
+    (w / patch_size).
+
+    Raises:
+        TypeError, ValueError: for sizes and images that do not fit.
+
+    Source: Xiao et al. 2021, "Early convolutions help transformers see better".
     """
 
     def __init__(self, *, patch_size: int, dim: int, channels: int = 3) -> None:
         super().__init__()
-        require_at_least(1, patch_size=patch_size, dim=dim, channels=channels)
-        self.patch_size = pair(patch_size)
-        halvings = patch_size.bit_length() - 1
-        if halvings < 1 or patch_size != 2**halvings:
-            raise ValueError(f"patch_size of a ConvStem must be a power of two from 2 on, got {patch_size}")
+        require_at_least(1, dim=dim, channels=channels)
         if dim % 8:
             raise ValueError(f"dim of a ConvStem must be divisible by 8, got {dim}")
-        widths = [channels] + [dim // 2] * (halvings - 1) + [dim]
-        layers = []
+        widths = [channels] + [dim // 2] * (halvings(patch_size) - 1) + [dim]
+        layers: list[nn.Module] = []
         for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
             layers += [
                 nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False),
@@ -208,24 +269,32 @@ class ConvStem(nn.Module):
                 nn.GELU(),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
-        self.channels = channels
+        self.patch_size, self.channels = pair(patch_size), channels
 
     def forward(self, images: Tensor) -> Tensor:
         require_images(images, self.channels)
-        patch_grid(tuple(images.shape[-2:]), self.patch_size)
+        patch_grid(images.shape[-2:], self.patch_size)
         return rearrange(self.layers(images), "b d rows columns -> b (rows columns) d")
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000.0) -> Tensor:
-    """Fixed two-dimensional positions from sines and cosines (Beyer et al. 2022, as in the SimpleViT of
-    big_vision).
+    """Fixed two-dimensional positions from sines and cosines.
 
     A quarter of the width each for sin x, cos x, sin y, cos y, at q = dim / 4 frequencies temperature^(-i /
     (q - 1)), i = 0 … q - 1.
 
-    grid: (rows, columns). dim: width d, divisible by 4.
-    Returns (n, d), one row per patch in reading order.
-    Raises ValueError for another width. Built in lesson 01.
+    Args:
+        grid: (rows, columns).
+        dim: width d, divisible by 4.
+        temperature: how much slower the last frequency is than the first.
+
+    Returns:
+        (n, d), one row per patch in reading order.
+
+    Raises:
+        TypeError, ValueError: for another grid, width or temperature.
+
+    Source: Beyer et al. 2022, as in the SimpleViT of big_vision.
     """
     rows, columns = pair(grid, "grid")
     require_at_least(4, dim=dim)
@@ -243,15 +312,23 @@ def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000
 def resize_positions(
     positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int = 0
 ) -> Tensor:
-    """Stretch learned positions to another grid (Dosovitskiy et al. 2020, section 3.2: 2D interpolation of
-    the positions).
+    """Stretch learned positions to another grid.
 
     The rows of class tokens have no place on the grid: they stay as they are. The others are resized like a
     picture with d channels, bicubic and antialiased.
 
-    positions: (num_prefix_tokens + rows·columns, d). old_grid, new_grid: (rows, columns).
-    Returns (num_prefix_tokens + new rows·columns, d).
-    Raises ValueError where the positions do not fill the old grid. Built in lesson 01.
+    Args:
+        positions: (num_prefix_tokens + rows·columns, d).
+        old_grid, new_grid: (rows, columns).
+        num_prefix_tokens: how many rows come before those of the patches.
+
+    Returns:
+        (num_prefix_tokens + new rows·columns, d).
+
+    Raises:
+        TypeError, ValueError: where the positions do not fill the old grid.
+
+    Source: Dosovitskiy et al. 2020, section 3.2 (2D interpolation of the positions).
     """
     old_grid, new_grid = pair(old_grid, "old_grid"), pair(new_grid, "new_grid")
     require_floats("positions", positions, "n d")
@@ -265,8 +342,7 @@ def resize_positions(
         return positions
     prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
     picture = rearrange(patches, "(rows columns) d -> 1 d rows columns", rows=old_grid[0])
-    picture = picture.to(
-        torch.promote_types(picture.dtype, torch.float32)
-    )  # PyTorch has no bicubic resizing for halves on the CPU
+    # PyTorch has no bicubic resizing for halves on the CPU
+    picture = picture.to(torch.promote_types(picture.dtype, torch.float32))
     picture = F.interpolate(picture, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([prefix, rearrange(picture, "1 d rows columns -> (rows columns) d").to(prefix.dtype)])

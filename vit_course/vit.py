@@ -6,6 +6,11 @@ one in the paper?
 Made from notebooks/03_vit.ipynb by `make export`: read and edit the lesson, not this file.
 """
 
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,17 +24,34 @@ from vit_course.patching import (
     require_tokens,
     resize_positions,
     sincos_positions,
+    start_linear,
 )
 
-__all__ = ["FeedForward", "TransformerBlock", "ViT", "SimpleViT"]
+__all__ = [
+    "FeedForward",
+    "StochasticDepth",
+    "residual",
+    "TransformerBlock",
+    "Backbone",
+    "classifier",
+    "require_backbone",
+    "ViT",
+    "SimpleViT",
+    "fill_buffers_again",
+]
 
 
 class FeedForward(nn.Module):
-    """The same two linear layers for every token, with a GELU between them (Vaswani et al. 2017, section 3.3;
-    GELU as in the ViT).
+    """The same two linear layers for every token, with a GELU between them.
 
-    dim: width d of a token. hidden_dim: width between the two layers. dropout: share dropped after each layer
-    in training. Tokens (b, n, d) -> (b, n, d). Built in lesson 03.
+    Args:
+        dim: width d of a token.
+        hidden_dim: width between the two layers.
+        dropout: share dropped after each layer in training.
+
+    Shape: tokens (b, n, d) -> (b, n, d).
+
+    Source: Vaswani et al. 2017, section 3.3; GELU as in the ViT.
     """
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
@@ -40,53 +62,262 @@ class FeedForward(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(dropout)
-        for layer in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        start_linear(self.fc1)
+        start_linear(self.fc2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        require_tokens(tokens, self.fc1.in_features)
         return self.drop(self.fc2(self.drop(self.act(self.fc1(tokens)))))
 
 
-class TransformerBlock(nn.Module):
-    """Attention, then a feed-forward layer, each on normalised tokens and added to what was there
-    (Dosovitskiy et al. 2020, eq. 2 and 3).
+class StochasticDepth(nn.Module):
+    """Drop path: leave out a whole branch of a residual block, for each sample by itself, in training only.
 
-    dim: width d of a token. heads: h. mlp_dim: hidden width of the feed-forward layer. dim_head: width of one
-    head, dim // heads by default. dropout: share dropped in training.
-    Tokens (b, n, d) -> (b, n, d). Built in lesson 03.
+    What is kept is divided by the share that is kept, so that the mean over many draws is the branch itself.
+    Evaluation takes just that.
+
+    Args:
+        rate: share of the samples that lose the branch, 0 … 1; at 1 all do.
+
+    Shape: branch (b, …) -> (b, …).
+
+    Raises:
+        ValueError: for another rate.
+
+    Source: Huang et al. 2016.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        require_between(0, 1, rate=rate)
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        one_draw_per_sample = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        kept = torch.rand(one_draw_per_sample, device=branch.device) >= self.rate
+        share_kept = 1 - self.rate if self.rate < 1 else 1.0  # at rate 1 nothing is kept, nothing to divide
+        return branch * kept / share_kept
+
+
+def residual(tokens: Tensor, norm: nn.Module, branch: Callable, *steps: nn.Module) -> Tensor:
+    """A residual (skip) connection around a branch that works on normalised tokens ("pre-norm").
+
+    Args:
+        tokens: (b, n, d), or any other shape that all parts keep.
+        norm, branch: what is done first and second.
+        steps: what follows, for example a scale and drop path.
+
+    Returns:
+        tokens + steps(branch(norm(tokens))).
+
+    Source: He et al. 2016; the norm inside as in Dosovitskiy et al. 2020, equations 2 and 3.
+    """
+    update = branch(norm(tokens))
+    for step in steps:
+        update = step(update)
+    return tokens + update
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, then a feed-forward layer, each with a residual connection around it.
+
+    Args:
+        dim: width d of a token.
+        heads: number of heads h.
+        mlp_dim: hidden width of the feed-forward layer.
+        dim_head: width of one head, dim // heads by default.
+        dropout: share dropped in training.
+        layer_dropout: share of the samples that lose a branch in training (drop path).
+
+    Shape: tokens (b, n, d) -> (b, n, d).
+
+    Source: Dosovitskiy et al. 2020, equations 2 and 3.
     """
 
     def __init__(
-        self, *, dim: int, heads: int, mlp_dim: int, dim_head: int | None = None, dropout: float = 0.0
+        self,
+        *,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        dim_head: int | None = None,
+        dropout: float = 0.0,
+        layer_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = MultiHeadAttention(dim=dim, heads=heads, dim_head=dim_head, dropout=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = FeedForward(dim=dim, hidden_dim=mlp_dim, dropout=dropout)
+        self.drop_path = StochasticDepth(layer_dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        require_tokens(tokens, self.attn.qkv.in_features)
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = residual(tokens, self.norm1, self.attn, self.drop_path)
+        return residual(tokens, self.norm2, self.mlp, self.drop_path)
 
 
-class ViT(nn.Module):
-    """Vision Transformer (Dosovitskiy et al. 2020, equations 1 to 4). Built in lesson 03.
+class Backbone(nn.Module):
+    """Images to tokens to logits: what every model of patches shares, under timm's names.
 
-    image_size, patch_size: in pixels, an int or a (height, width) pair. num_classes: length of the logits; 0
-    gives pooled features. dim: width d of a token. depth: number of blocks. heads: h. mlp_dim: hidden width
-    of a block's feed-forward layer. channels: c. dim_head: width of one head, dim // heads by default.
-    dropout, emb_dropout: shares dropped in training, in the blocks and after the positions. pool: 'cls' reads
-    a class token, 'mean' has none and averages the patches. patch_embedding: any module that turns images
-    into one token for each patch of patch_size pixels, in the place of PatchEmbedding.
+    A model on top of it makes its layers, then calls `add_head`, and writes `encode`: tokens before positions
+    and their grid -> tokens, not yet normalised. All input is checked here, so that no layer need check it
+    again.
 
-    Images (b, c, h, w) -> logits (b, num_classes). Other image sizes that patches fill are welcome: the
-    positions are resized. Submodules are named as in timm, whose weights load as they are. Raises ValueError
-    or TypeError for sizes that do not fit.
+    Args:
+        image_size, patch_size: in pixels, an int or a (height, width) pair.
+        num_classes: length of the logits; 0 gives pooled features.
+        dim: width d of a token.
+        channels: c.
+        emb_dropout: share dropped after the positions in training.
+        patch_embedding: any module that turns images into one token for each patch of patch_size pixels, in
+            the place of PatchEmbedding.
+
+    Attributes:
+        patch_size, grid: (height, width) in pixels; (rows, columns) of an image of image_size.
+        num_features: d, the width of the features.
+        num_classes: length of the logits, 0 for none.
+        num_prefix_tokens: class tokens that stand before the patches.
+        patch_embed: images -> patch tokens before positions.
+
+    Shape: images (b, c, h, w) -> logits (b, num_classes), or pooled features (b, d) for num_classes 0.
+
+    Raises:
+        TypeError, ValueError: for sizes, images and tokens that do not fit.
     """
+
+    num_prefix_tokens: int = 1
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        num_classes: int,
+        dim: int,
+        channels: int = 3,
+        emb_dropout: float = 0.0,
+        patch_embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        require_at_least(1, dim=dim)
+        require_at_least(0, num_classes=num_classes)
+        require_between(0, 1, emb_dropout=emb_dropout)
+        if not isinstance(patch_embedding, nn.Module | None):
+            raise TypeError(f"patch_embedding must be a torch.nn.Module, got {patch_embedding!r}")
+        if patch_embedding is None:
+            patch_embedding = PatchEmbedding(patch_size=patch_size, dim=dim, channels=channels)
+        self.patch_size, self.grid = pair(patch_size, "patch_size"), patch_grid(image_size, patch_size)
+        self.num_features, self.num_classes = dim, num_classes
+        self.grid_recorder: Callable[..., None] | None = None  # set by record_attention
+        self.patch_embed = patch_embedding
+        self.pos_drop = nn.Dropout(emb_dropout)
+
+    def add_head(self) -> None:
+        """Make the last norm and the classifier: after all other layers, as in the published models."""
+        self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
+        self.head = classifier(self.num_features, self.num_classes)
+
+    def encode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens (b, n, d) before positions, on their grid (rows, columns) -> (b, num_prefix_tokens +
+        n, d).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no encode")
+
+    def forward_tokens(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Patch tokens (b, n, d) before positions -> normalised tokens (b, num_prefix_tokens + n, d).
+
+        Args:
+            tokens: what `patch_embed` makes of images.
+            grid: (rows, columns) of the patches, those of image_size by default.
+
+        Raises:
+            TypeError, ValueError: where the tokens have another width or do not fill the grid.
+        """
+        require_tokens(tokens, self.num_features)
+        rows, columns = grid = pair(grid or self.grid, "grid")
+        if tokens.shape[1] != rows * columns:
+            raise ValueError(
+                f"a grid of {rows} by {columns} patches needs {rows * columns} tokens, got shape "
+                f"{tuple(tokens.shape)}"
+            )
+        if self.grid_recorder is not None:
+            self.grid_recorder(grid, self.num_prefix_tokens)
+        tokens = self.encode(tokens, grid)
+        return self.norm(tokens)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (b, c, h, w) -> normalised tokens (b, num_prefix_tokens + n, d), class tokens first."""
+        tokens = self.patch_embed(images)
+        return self.forward_tokens(tokens, patch_grid(images.shape[-2:], self.patch_size))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Normalised tokens -> logits (b, num_classes), or pooled features (b, d) where there are no classes.
+
+        The first class token is read; without one, the mean of the patches.
+        """
+        require_tokens(features, self.num_features)
+        return self.head(features[:, 0] if self.num_prefix_tokens else features.mean(dim=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+def classifier(dim: int, num_classes: int) -> nn.Module:
+    """A linear layer (…, dim) -> (…, num_classes), or one that changes nothing where there are no classes."""
+    if not num_classes:
+        return nn.Identity()
+    head = nn.Linear(dim, num_classes)
+    start_linear(head)
+    return head
+
+
+def require_backbone(name: str, model: object, *parts: str) -> None:
+    """Raise a TypeError unless `model` has every one of these parts of a `Backbone`.
+
+    Args:
+        name: what the model is called in the error sentence.
+        model: anything.
+        parts: names of attributes and methods, such as 'forward_features' and 'num_features'.
+    """
+    for part in parts:
+        if not isinstance(model, nn.Module) or not hasattr(model, part):
+            raise TypeError(
+                f"{name} must be a model with {part}, got {type(model).__name__}; "
+                "vit_course.lab.pretrained.adapt makes one of a model of timm or torchvision"
+            )
+
+
+class ViT(Backbone):
+    """Vision Transformer.
+
+    Args:
+        image_size, patch_size: in pixels, an int or a (height, width) pair.
+        num_classes: length of the logits; 0 gives pooled features.
+        dim: width d of a token.
+        depth: number of blocks.
+        heads: number of heads h.
+        mlp_dim: hidden width of a block's feed-forward layer.
+        channels: c.
+        dim_head: width of one head, dim // heads by default.
+        dropout, emb_dropout: shares dropped in training, in the blocks and after the positions.
+        layer_dropout: share of the samples that lose the branches of the last block in training; it rises
+            evenly from 0 in the first block.
+        pool: 'cls' reads a class token, 'mean' has none and averages the patches.
+        patch_embedding: any module that turns images into one token for each patch of patch_size pixels, in
+            the place of PatchEmbedding.
+
+    Shape: images (b, c, h, w) -> logits (b, num_classes). Other image sizes that patches fill are welcome:
+    the positions are resized. Submodules are named as in timm, whose weights load as they are.
+
+    Raises:
+        TypeError, ValueError: for sizes that do not fit.
+
+    Source: Dosovitskiy et al. 2020, equations 1 to 4.
+    """
+
+    cls_token: nn.Parameter | None
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -102,85 +333,70 @@ class ViT(nn.Module):
         dim_head: int | None = None,
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
+        layer_dropout: float = 0.0,
         pool: str = "cls",
         patch_embedding: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        require_at_least(1, dim=dim, depth=depth, mlp_dim=mlp_dim)
-        require_at_least(0, num_classes=num_classes)
-        require_between(0, 1, emb_dropout=emb_dropout)
+        super().__init__(
+            image_size=image_size,
+            patch_size=patch_size,
+            num_classes=num_classes,
+            dim=dim,
+            channels=channels,
+            emb_dropout=emb_dropout,
+            patch_embedding=patch_embedding,
+        )
+        require_at_least(1, depth=depth, mlp_dim=mlp_dim)
+        require_between(0, 1, layer_dropout=layer_dropout)
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
-        if patch_embedding is not None and not isinstance(patch_embedding, nn.Module):
-            raise TypeError(f"patch_embedding must be a torch.nn.Module, got {patch_embedding!r}")
-        self.patch_size = pair(patch_size, "patch_size")
-        self.grid = patch_grid(image_size, patch_size)
-        self.num_features = dim
-        self.num_prefix_tokens = 1 if pool == "cls" else 0
+        self.cls_token = None
+        self.num_prefix_tokens = self.add_prefix() if pool == "cls" else 0
+        self.add_positions()
+        block = partial(
+            TransformerBlock, dim=dim, heads=heads, mlp_dim=mlp_dim, dim_head=dim_head, dropout=dropout
+        )
+        rates = [layer_dropout * number / max(depth - 1, 1) for number in range(depth)]
+        self.blocks = nn.Sequential(*(block(layer_dropout=rate) for rate in rates))
+        self.add_head()
 
-        self.patch_embed = patch_embedding or PatchEmbedding(
-            patch_size=patch_size, dim=dim, channels=channels
-        )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "cls" else None
-        self.pos_embed = nn.Parameter(
-            torch.empty(1, self.num_prefix_tokens + self.grid[0] * self.grid[1], dim).normal_(std=0.02)
-        )
-        self.pos_drop = nn.Dropout(emb_dropout)
-        self.blocks = nn.Sequential(
-            *(
-                TransformerBlock(dim=dim, heads=heads, mlp_dim=mlp_dim, dim_head=dim_head, dropout=dropout)
-                for _ in range(depth)
-            )
-        )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            nn.init.xavier_uniform_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+    def add_prefix(self) -> int:
+        """Make the tokens that stand before the patches, and return how many they are."""
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.num_features))
+        return 1
+
+    def prefix(self) -> list[Tensor]:
+        """The tokens (1, 1, d) that stand before the patches."""
+        return [] if self.cls_token is None else [self.cls_token]
+
+    def add_positions(self) -> None:
+        """Make the position embeddings, learned here, of the prefix and the patches: (1, num_prefix_tokens +
+        n, d).
+        """
+        tokens = self.num_prefix_tokens + math.prod(self.grid)
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, self.num_features).normal_(std=0.02))
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings for a grid of (rows, columns) patches, class token first: (num_prefix_tokens +
-        n, d).
+        """Position embeddings for a grid of (rows, columns) patches, prefix first: (num_prefix_tokens + n,
+        d).
         """
         return resize_positions(self.pos_embed[0], self.grid, grid, self.num_prefix_tokens)
 
-    def forward_tokens(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Patch tokens (b, n, d) before positions -> normalised tokens (b, num_prefix_tokens + n, d).
-
-        grid: (rows, columns) of the patches, the one of image_size by default. Raises ValueError where the
-        tokens do not fill it.
+    def encode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens (b, n, d) before positions, on their grid (rows, columns) -> (b, num_prefix_tokens +
+        n, d).
         """
-        require_tokens(tokens, self.num_features)
-        rows, columns = grid = pair(grid or self.grid, "grid")
-        if tokens.shape[1] != rows * columns:
-            raise ValueError(
-                f"a grid of {rows} by {columns} patches needs {rows * columns} tokens, got shape "
-                f"{tuple(tokens.shape)}"
-            )
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return self.norm(self.blocks(self.pos_drop(tokens + self.positions(grid))))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images (b, c, h, w) -> normalised tokens (b, num_prefix_tokens + n, d), class token first."""
-        return self.forward_tokens(
-            self.patch_embed(images), patch_grid(tuple(images.shape[-2:]), self.patch_size)
-        )
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Normalised tokens -> logits (b, num_classes), or pooled features (b, d) where there are no classes."""
-        require_tokens(features, self.num_features)
-        return self.head(features.mean(dim=1) if self.cls_token is None else features[:, 0])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
+        prefix = [token.expand(tokens.shape[0], -1, -1) for token in self.prefix()]
+        tokens = torch.cat([*prefix, tokens], dim=1) + self.positions(grid)
+        return self.blocks(self.pos_drop(tokens))
 
 
 class SimpleViT(ViT):
-    """ViT with fixed sine-cosine positions, the mean of the patches instead of a class token, and no dropout
-    (Beyer et al. 2022).
+    """ViT with fixed sine-cosine positions, the mean of the patches instead of a class token, and no dropout.
 
-    Arguments, shapes and errors as for ViT; dim must be divisible by 4. Built in lesson 03.
+    Arguments, shapes and errors as for ViT; dim must be divisible by 4.
+
+    Source: Beyer et al. 2022.
     """
 
     def __init__(
@@ -197,14 +413,39 @@ class SimpleViT(ViT):
         dim_head: int | None = None,
     ) -> None:
         super().__init__(
-            image_size=image_size, patch_size=patch_size, num_classes=num_classes, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim,
-            channels=channels, dim_head=dim_head, pool="mean",
-        )  # fmt: skip
-        del self.pos_embed
-        self.register_buffer("pos_embed", sincos_positions(self.grid, dim)[None], persistent=False)
+            image_size=image_size,
+            patch_size=patch_size,
+            num_classes=num_classes,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            mlp_dim=mlp_dim,
+            channels=channels,
+            dim_head=dim_head,
+            pool="mean",
+        )
+
+    def add_positions(self) -> None:
+        """Make the table of positions: a buffer, which is neither trained nor saved."""
+        self.register_buffer("pos_embed", torch.empty(0), persistent=False)
+        self.fill_buffers()
+        self.register_load_state_dict_post_hook(fill_buffers_again)
+
+    def fill_buffers(self) -> None:
+        """Compute the buffers that no file holds."""
+        table = sincos_positions(self.grid, self.num_features)[None]
+        self.pos_embed = table.to(next(self.parameters()))
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Sine-cosine positions for any grid of (rows, columns) patches: (n, d)."""
         if grid == self.grid:
             return self.pos_embed[0]
         return sincos_positions(grid, self.num_features).to(self.pos_embed)
+
+
+def fill_buffers_again(model: Any, incompatible_keys: object) -> None:
+    """After weights were loaded, compute the buffers that no file holds.
+
+    A model built on PyTorch's meta device has none until then. For `register_load_state_dict_post_hook`.
+    """
+    model.fill_buffers()
