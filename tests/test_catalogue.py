@@ -78,7 +78,7 @@ def test_the_catalogue_needs_no_library_of_others() -> None:
     assert answer.stdout.strip() == "True"
 
 
-# ---- One more row --------------------------------------------------------------------------------------------
+# ---- One more row ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

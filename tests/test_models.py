@@ -4,9 +4,7 @@ import copy
 import io
 import pickle
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from functools import wraps
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -215,37 +213,38 @@ def test_paths_are_dropped_for_each_sample_by_itself(name: str) -> None:
 
 
 @pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter]:
-    """Counts the calls of every function of the package that checks arguments, by name."""
-    counted: Counter = Counter()
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fills with the names of functions that check arguments, one for each call that no other check makes."""
+    made: list[str] = []
+    running: list[str] = []
 
-    def counting(name: str, function: object) -> object:
-        @wraps(function)
+    def noted(name: str, function: Callable) -> Callable:
         def call(*arguments: object, **options: object) -> object:
-            counted[name] += 1
-            return function(*arguments, **options)
+            if not running:
+                made.append(name)
+            running.append(name)
+            try:
+                return function(*arguments, **options)
+            finally:
+                running.pop()
 
         return call
 
     for module in [module for key, module in sys.modules.items() if key.startswith("vit_course.")]:
         for name, function in list(vars(module).items()):
             if name.lstrip("_").startswith("require_"):
-                monkeypatch.setattr(module, name, counting(name, function))
-    yield counted
+                monkeypatch.setattr(module, name, noted(name, function))
+    return made
 
 
-def test_arguments_are_checked_once_however_deep_the_model(name: str, checks: Counter) -> None:
+def test_arguments_are_checked_once_however_deep_the_model(name: str, checks: list[str]) -> None:
     """A pass through a deeper model makes no more checks: inner layers make none."""
     least = CASES[name].least_depth
     deeper = 3 * least if isinstance(least, int) else tuple(3 * blocks for blocks in least)
-    made = []
-    for depth in (least, deeper):
-        model = CASES[name].build(depth=depth).eval()
-        checks.clear()
-        model(images())
-        made.append(dict(checks))
-    assert made[0] == made[1]
-    assert 0 < checks.total() <= 6
+    model = CASES[name].build(depth=deeper).eval()
+    checks.clear()  # those of the constructor
+    model(images())
+    assert 0 < len(checks) <= 6, checks
 
 
 def test_no_classes_give_pooled_features(name: str) -> None:

@@ -282,6 +282,7 @@ MODELS: dict[str, Row] = {
         lesson="03",
         tiny=_TINY,
         attention=("global",),
+        dropouts=("dropout", "emb_dropout", "layer_dropout"),
         small=_SMALL | {"depth": 4, "pool": "mean"},
         variants={
             "mean": Variant(lambda: {"pool": "mean"}),
