@@ -106,8 +106,8 @@ def test_a_new_row_stands_in_the_readme(toy: Row) -> None:
 
 
 def test_a_new_row_is_trained_by_every_objective(toy: Row) -> None:
-    assert [objective for objective, name in objectives.pairs() if name == "Toy"] == list(OBJECTIVES)
-    assert objectives.reservations()["MPP", "Toy"].sentence == FORGETS
+    assert [objective for objective, name in objectives.pairs() if name == "Toy narrow"] == list(OBJECTIVES)
+    assert objectives.reservation(("MPP", "Toy")) == toy.reservations["MPP"]
     for objective in OBJECTIVES:
         model = objectives.prepare(objective, "Toy", steps=1).model
         assert any(type(part) is Toy for part in model.modules())

@@ -31,6 +31,11 @@ class Case:
         return self.variant.other_sizes or self.row.other_sizes
 
     @property
+    def local_size(self) -> int:
+        """Side of a local crop in pixels: half the picture, where the model takes that."""
+        return 8 if (8, 8) in self.sizes else 16
+
+    @property
     def plain_patches(self) -> bool:
         """Whether each token sees its own patch only."""
         own = self.variant.plain_patches

@@ -1,4 +1,4 @@
-"""A small experiment for every pair of an objective and a backbone of the catalogue."""
+"""A small experiment for every objective and every small model of the catalogue."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from support.models import cases
 from vit_course.dino import DINO, DINOLoss, MultiCrop, SelfDistillation, dino_schedules
 from vit_course.distillation import DistillationLoss
 from vit_course.es_vit import EsViT, EsViTLoss
@@ -42,16 +43,11 @@ class Experiment:
     schedules: dict = field(default_factory=dict)
 
 
-def local_size(name: str) -> int:
-    """Side of a local crop in pixels: half the picture, where the backbone takes that."""
-    row = catalogue.MODELS.get(name)
-    return 8 if row is None or (8, 8) in row.other_sizes else 16
-
-
 def self_distillation(name: str, model: DINO, loss: nn.Module, steps: int) -> Experiment:
     loss = SelfDistillation(loss, 1.0 if name == WITH_UNIFORMITY else 0.0)
     schedules = dino_schedules(model, loss, steps, lr=3e-3, momentum=0.9, frozen=0.0)
-    crop = MultiCrop(16, local_size(name), 1, rotation=180.0)
+    local_size = cases()[name].local_size if name in cases() else 8
+    crop = MultiCrop(16, local_size, 1, rotation=180.0)
     return Experiment(model, loss, crop, model.student, model.teacher, schedules)
 
 
@@ -91,28 +87,33 @@ RECIPES: dict[str, Callable[..., Experiment]] = {
 
 
 def pairs() -> list[Pair]:
-    """Every objective of the catalogue with every backbone of it, those of other libraries last."""
-    backbones = [*catalogue.MODELS, *catalogue.FOREIGN]
-    return [(objective, backbone) for objective in catalogue.OBJECTIVES for backbone in backbones]
+    """Every objective of the catalogue with every small model, those of other libraries last."""
+    names = [*cases(), *catalogue.FOREIGN]
+    return [(objective, name) for objective in catalogue.OBJECTIVES for name in names]
 
 
-def reservations() -> dict[Pair, Reservation]:
-    """The pairs that are refused, or that train with a reservation."""
-    return {
-        (objective, name): reservation
-        for name, row in catalogue.MODELS.items()
-        for objective, reservation in row.reservations.items()
-    }
+def reservation(pair: Pair) -> Reservation | None:
+    """What the catalogue says of the pair, if anything."""
+    objective, name = pair
+    case = cases().get(name)
+    return case.row.reservations.get(objective) if case else None
 
 
-def prepare(objective: str, backbone: str, steps: int, dropout: float = 0.0, seed: int = 0) -> Experiment:
-    """A small experiment, its weights drawn from the seed."""
+def prepare(objective: str, name: str, steps: int, dropout: float = 0.0, seed: int = 0) -> Experiment:
+    """A small experiment, its weights drawn from the seed.
+
+    Args:
+        objective, name: one of `pairs`.
+        steps: how many the schedules are made for.
+        dropout: of the backbone, where it has any.
+        seed: decides the weights.
+    """
     torch.manual_seed(seed)
-    row = catalogue.MODELS.get(backbone)
-    make = row.build if row else catalogue.FOREIGN[backbone]
-    dropouts = {"dropout": dropout} if row is None or "dropout" in row.dropouts else {}
+    case = cases().get(name)
+    make = case.build if case else catalogue.FOREIGN[name]
+    dropouts = {"dropout": dropout} if case is None or "dropout" in case.row.dropouts else {}
 
     def build(num_classes: int) -> nn.Module:
         return make(num_classes=num_classes, **dropouts)
 
-    return RECIPES[objective](backbone, build, steps)
+    return RECIPES[objective](name, build, steps)
