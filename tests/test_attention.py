@@ -42,7 +42,7 @@ def force(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
     monkeypatch.setattr(module, "fused_is_faster", lambda q: fused)
 
 
-# ---- attention ---------------------------------------------------------------------------------------------
+# ---- attention
 # ----------------------------
 
 
@@ -111,7 +111,7 @@ def test_dropout_drops_weights_and_gives_them_undropped() -> None:
     torch.testing.assert_close(used[kept], weights[kept] / 0.75)
 
 
-# ---- many heads --------------------------------------------------------------------------------------------
+# ---- many heads
 # ----------------------------
 
 PATHS = pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
@@ -223,7 +223,7 @@ def test_which_path_is_chosen() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-# ---- recording ---------------------------------------------------------------------------------------------
+# ---- recording
 # ----------------------------
 
 
@@ -448,7 +448,7 @@ def test_attention_can_be_vectorised_and_differentiated_forwards() -> None:
     assert relative_error(slope, (ahead - behind) / 2e-3) < 1e-2
 
 
-# ---- rollout -----------------------------------------------------------------------------------------------
+# ---- rollout
 # ----------------------------
 
 
@@ -489,7 +489,7 @@ def test_rollout_refuses_what_does_not_multiply() -> None:
         rollout([torch.ones(1, 1, 4, 4)])
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------
+# ---- bad input
 # ----------------------------
 
 GOOD = torch.zeros(2, 4, 7, 16)

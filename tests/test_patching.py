@@ -78,7 +78,7 @@ def test_precision_and_gradients_pass_through() -> None:
     assert (pixels.grad == 1).all()
 
 
-# ---- embeddings --------------------------------------------------------------------------------------------
+# ---- embeddings
 # ----------------------------
 
 
@@ -165,7 +165,7 @@ def test_conv_stem_is_the_same_in_training_and_evaluation() -> None:
     torch.testing.assert_close(stem(pixels)[:1], stem(pixels[:1]))
 
 
-# ---- positions ---------------------------------------------------------------------------------------------
+# ---- positions
 # ----------------------------
 
 
@@ -222,7 +222,7 @@ def test_resizing_works_in_half_precision() -> None:
     assert resize_positions(positions.double(), (4, 4), (6, 2), 1).dtype == torch.float64
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------
+# ---- bad input
 # ----------------------------
 
 GOOD = torch.zeros(1, 3, 16, 16)

@@ -229,10 +229,11 @@ def halvings(patch_size: int) -> int:
     Raises:
         TypeError, ValueError: for another side.
     """
-    require_at_least(2, patch_size=patch_size)
-    if patch_size & (patch_size - 1):
-        raise ValueError(f"patch_size of a convolutional stem must be a power of two, got {patch_size}")
-    return patch_size.bit_length() - 1
+    require_at_least(1, patch_size=patch_size)
+    steps = patch_size.bit_length() - 1
+    if steps < 1 or patch_size != 2**steps:
+        raise ValueError(f"patch_size of a stem must be a power of two from 2 on, got {patch_size}")
+    return steps
 
 
 class ConvStem(nn.Module):
