@@ -155,7 +155,8 @@ def _timm(name: str, is_equal: bool = True) -> Twin:
     def make() -> nn.Module:
         import timm
 
-        return timm.create_model(name, pretrained=False)
+        # Of some sizes timm has weights without a classifier only, and would build them without one.
+        return timm.create_model(name, pretrained=False, num_classes=1000)
 
     return Twin(make, is_equal)
 
