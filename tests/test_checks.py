@@ -1,7 +1,15 @@
-"""Every exercise accepts its solution, names each of its mistakes, and survives nonsense."""
+"""Every exercise accepts its solution, names each of its mistakes, and survives whatever a learner does."""
 
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from vit_course.lab import check
 from vit_course.lab.checks import EXERCISES
@@ -10,23 +18,123 @@ from vit_course.lab.checks.exercise import Exercise, Mistake
 MISTAKES = [(exercise, name) for exercise in EXERCISES.values() for name in exercise.mistakes]
 
 
+class Subclass(Tensor):
+    """A tensor of a class of its own, as tv_tensors have them."""
+
+
+class Contrary(Tensor):
+    """A tensor that refuses every operation."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        raise NotImplementedError("not on this tensor")
+
+
 def raises(*arguments):
     raise RuntimeError("the learner's own error")
 
 
+def stops(*arguments):
+    sys.exit("enough")
+
+
+def yields(*arguments):
+    yield torch.zeros(3)
+
+
+def needs_gradient(*arguments):
+    with torch.enable_grad():
+        return torch.ones(4, 4, requires_grad=True) * 2
+
+
+def quantised(*arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch announces the end of quantised tensors
+        return torch.quantize_per_tensor(torch.rand(4, 4), 0.1, 0, torch.qint8)
+
+
+def nested(*arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls nested tensors a prototype
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+
+def compressed(*arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls compressed rows beta
+        return torch.eye(4).to_sparse_csr()
+
+
 NONSENSE = {
     "a number": lambda *arguments: 3,
+    "a huge number": lambda *arguments: 10**400,
     "a string": lambda *arguments: "patches",
+    "a dictionary": lambda *arguments: {"answer": 3},
+    "an object": lambda *arguments: object(),
     "an empty tensor": lambda *arguments: torch.empty(0),
     "a tensor of another shape": lambda *arguments: torch.zeros(2, 3, 5, 7, 11),
+    "a tensor without axes": lambda *arguments: torch.tensor(-7.5),
     "not a number": lambda *arguments: torch.full((4, 4), float("nan")),
+    "not a number alone": lambda *arguments: float("nan"),
+    "infinite": lambda *arguments: torch.full((4, 4), float("inf")),
     "whole numbers": lambda *arguments: torch.zeros(3, dtype=torch.int64),
     "complex numbers": lambda *arguments: torch.zeros(3, dtype=torch.complex64),
+    "a complex number": lambda *arguments: torch.tensor(1j),
+    "sparse": lambda *arguments: torch.eye(4).to_sparse(),
+    "compressed rows": compressed,
+    "without values": lambda *arguments: torch.zeros(4, 4, device="meta"),
+    "quantised": quantised,
+    "nested": nested,
+    "a gradient": needs_gradient,
+    "a parameter": lambda *arguments: nn.Parameter(torch.zeros(4, 4)),
+    "a subclass": lambda *arguments: torch.zeros(4, 4).as_subclass(Subclass),
+    "a contrary subclass": lambda *arguments: torch.zeros(4, 4).as_subclass(Contrary),
+    "an array": lambda *arguments: np.zeros((4, 4)),
+    "an array without axes": lambda *arguments: np.array(-7.5),
+    "a long double": lambda *arguments: np.longdouble(-7.5),
+    "objects in an array": lambda *arguments: np.array([None, "a", 3], dtype=object),
+    "words in an array": lambda *arguments: np.array(["a", "b"]),
+    "a module": lambda *arguments: nn.Linear(2, 2),
     "a list": lambda *arguments: [],
+    "odd things in a tuple": lambda *arguments: (torch.eye(4).to_sparse(), nested(), None),
+    "a generator": yields,
     "no argument": lambda: None,
     "an exception": raises,
+    "the end of the program": stops,
     "the first argument": lambda *arguments: arguments[0] if arguments else None,
 }
+
+
+def destroy(value: Any) -> None:
+    """Change everything in an argument that can be changed, in place."""
+    if isinstance(value, Tensor):
+        value.zero_()
+    elif isinstance(value, nn.Module):
+        for tensor in value.state_dict().values():
+            tensor.zero_()
+    elif isinstance(value, dict):
+        for part in value.values():
+            destroy(part)
+        value.clear()
+    elif isinstance(value, tuple | list):
+        for part in value:
+            destroy(part)
+        if isinstance(value, list):
+            value.clear()
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def another_device() -> Iterator[None]:
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda exercise: exercise.name)
@@ -40,13 +148,25 @@ class TestExercise:
         assert not result.ok and result.message.startswith("Not answered yet"), result
         assert exercise.check(lambda *arguments: None).message.startswith("Not answered yet")
 
-    @pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE.keys())
-    def test_survives_nonsense(self, exercise, nonsense):
-        result = exercise.check(nonsense)
-        assert not result.ok and len(result.message) > 10
-
     def test_survives_what_is_no_function(self, exercise):
         assert "without brackets" in exercise.check(torch.zeros(3)).message
+
+    def test_survives_an_answer_that_destroys_its_question(self, exercise):
+        def answer(*arguments):
+            result = exercise.solution(*arguments)
+            destroy(arguments)
+            return result
+
+        exercise.check(answer)
+        assert exercise.check(exercise.solution).ok
+
+    def test_accepts_its_solution_under_other_defaults(self, exercise, float64, another_device):
+        assert exercise.check(exercise.solution).ok
+        assert torch.get_default_dtype() == torch.float64 and torch.empty(1).is_meta
+
+    def test_accepts_the_right_values_in_other_forms(self, exercise):
+        assert exercise.check(in_form(exercise.solution, lambda tensor: tensor)).ok
+        assert exercise.check(in_form(exercise.solution, lambda tensor: tensor.numpy())).ok
 
     def test_knows_mistakes(self, exercise):
         assert len(exercise.mistakes) >= 2 and len(exercise.praise) > 20
@@ -55,12 +175,42 @@ class TestExercise:
         assert getattr(check, exercise.name).__self__ is exercise
 
 
+@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE.keys())
+def test_every_check_survives_nonsense(nonsense):
+    for exercise in EXERCISES.values():
+        result = exercise.check(nonsense)
+        assert not result.ok and len(result.message) > 10, exercise.name
+
+
+def in_form(solution: Callable, form: Callable[[Tensor], Any]) -> Callable:
+    """The solution in double precision, a list for a tuple, with its tensors and numbers in another form."""
+
+    def formed(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [formed(part) for part in value]
+        return form(value.double() if isinstance(value, Tensor) else torch.tensor(value))
+
+    return lambda *arguments: formed(solution(*arguments))
+
+
 @pytest.mark.parametrize(
     "exercise, name", MISTAKES, ids=[f"{exercise.name}: {name}" for exercise, name in MISTAKES]
 )
 def test_names_the_mistake(exercise, name):
     result = exercise.check(exercise.mistakes[name].answer)
     assert not result.ok and result.mistake == name, result
+
+
+def test_checks_are_the_same_where_the_defaults_were_changed_before():
+    program = """
+import torch
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+from vit_course.lab.checks import EXERCISES
+print([name for name, exercise in EXERCISES.items() if not exercise.check(exercise.solution).ok])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8")
+    assert result.stdout.strip() == "[]", result.stderr
 
 
 DOUBLE = Exercise(
@@ -75,6 +225,18 @@ DOUBLE = Exercise(
         )
     },
 )
+# Two arguments that are views of one tensor, a module, and a dictionary of lists.
+OVERLAPPING = torch.arange(4.0)
+LENT = Exercise(
+    name="lent",
+    solution=lambda first, second, module, tables: (
+        first.sum() + second.sum() + module(tables["one"][0])[0],
+        len(tables["one"]),
+    ),
+    cases=((OVERLAPPING[:3], OVERLAPPING[1:], nn.Linear(2, 1), {"one": [torch.ones(2), torch.zeros(2)]}),),
+    praise="Everything is added up.",
+    mistakes={},
+)
 
 
 def test_share_of_right_values_and_sentence():
@@ -84,17 +246,66 @@ def test_share_of_right_values_and_sentence():
     )
 
 
-def test_shape_is_named():
-    assert (
-        "shape (1, 3); it should be a tensor of shape (3,)"
-        in DOUBLE.check(lambda numbers: 2 * numbers[None]).message
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (lambda numbers: 2 * numbers[None], "a tensor of shape (1, 3); it should be a tensor of shape (3,)"),
+        (lambda numbers: (2 * numbers).to_sparse(), "a sparse tensor of shape (3,); it should be"),
+        (lambda numbers: (2 * numbers).cfloat(), "a complex tensor of shape (3,); it should be"),
+        (lambda numbers: numbers.to("meta"), "a tensor of shape (3,) on the meta device, which holds no"),
+        (quantised, "a quantised tensor of shape (4, 4); it should be"),
+        (nested, "a nested tensor; it should be"),
+        (lambda numbers: 2 * numbers / 0, "values that are not finite numbers"),
+        (lambda numbers: np.array([None]), "an array of shape (1,) and type object; it should be"),
+        (lambda numbers: 3, "an int; it should be a tensor of shape (3,)"),
+        (yields, "a generator; it should be"),
+        (lambda numbers: numbers.as_subclass(Contrary), "a Contrary that cannot be compared"),
+    ],
+)
+def test_what_the_answer_is_is_said(answer, sentence):
+    message = DOUBLE.check(answer).message
+    assert message.startswith("double returned ") and sentence in message
+
+
+def test_which_value_of_a_tuple_does_not_fit_is_said():
+    answer = lambda *arguments: (torch.eye(2).to_sparse(), 2)  # noqa: E731
+    assert LENT.check(answer).message == (
+        "lent returned a tuple of 2, and value 1 of it is a sparse tensor of shape (2, 2); "
+        "it should be a tensor of shape ()."
     )
+
+
+def test_whole_numbers_stay_apart_from_others():
+    def answer(number: Any) -> Callable:
+        return lambda *arguments: (LENT.solution(*arguments)[0], number)
+
+    assert LENT.check(answer(np.int32(2))).ok and LENT.check(answer(torch.tensor([2]))).ok
+    for number in (2.0, True, torch.tensor(2.0), np.bool_(True)):
+        assert not LENT.check(answer(number)).ok
+
+
+def test_an_answer_that_is_changed_later_counts_as_it_was():
+    exercise = Exercise("double", DOUBLE.solution, ((torch.ones(2),), (torch.zeros(2),)), "Twice.", {})
+    memory = torch.empty(2)
+    assert exercise.check(lambda numbers: torch.mul(numbers, 2, out=memory)).ok
 
 
 def test_question_cannot_be_changed():
     assert not DOUBLE.check(lambda numbers: numbers.zero_()).ok
     assert DOUBLE.check(DOUBLE.solution).ok
+    for _ in range(2):
+        assert not LENT.check(lambda *arguments: destroy(arguments)).ok
+        assert LENT.check(LENT.solution).ok
+
+
+def test_arguments_that_were_views_of_one_tensor_can_be_changed_in_place():
+    def answer(first: Tensor, second: Tensor, module: nn.Module, tables: dict) -> tuple:
+        first.zero_()
+        return second.sum() + 3 + module(tables["one"][0])[0], 2
+
+    assert LENT.check(answer).ok
 
 
 def test_error_of_the_learner_is_told():
     assert "RuntimeError: the learner's own error" in DOUBLE.check(raises).message
+    assert "SystemExit: enough" in DOUBLE.check(stops).message

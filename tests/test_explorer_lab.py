@@ -1,4 +1,4 @@
-"""The explorer where learners meet it: in the real JupyterLab, in a real Chromium, by mouse and by keyboard."""
+"""The explorer where learners meet it: in the real JupyterLab, in a real Chromium, by mouse and keyboard."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
-from support.browser import launch
 from execute import METADATA, normalise
 from playwright.sync_api import ConsoleMessage, Page, Request, WebSocket
+from support.browser import launch
 
 TOKEN = "lesson"
 # A busy machine of two cores may need long; nothing here waits for a time, only for what should happen.
@@ -39,7 +39,9 @@ explorer""",
 class Lab:
     """A notebook that is open in JupyterLab, and what its page said and sent since it was opened.
 
-    messages: the type of every message that the page sent to the kernel. complaints: what went wrong in the page.
+    Attributes:
+        messages: the type of every message that the page sent to the kernel.
+        complaints: what went wrong in the page.
     """
 
     def __init__(self, page: Page, address: str) -> None:
@@ -180,7 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Starts the JupyterLab of `make lab` on a free port, as someone who has never started it before; gives its address."""
+    """Starts the JupyterLab of `make lab` on a free port, as if for the first time, and gives its address."""
     home = tmp_path_factory.mktemp("home")
     settings = home / "settings"
     # Without it JupyterLab asks whether it may fetch news.
@@ -218,7 +220,11 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def wait_for_server(url: str, server: subprocess.Popen, log: Path) -> None:
-    """Returns when something answers at ``url``; raises RuntimeError with the server's words where it ends before or takes too long."""
+    """Return when something answers at `url`.
+
+    Raises:
+        RuntimeError: with the server's words, where it ends before or takes too long.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -241,7 +247,7 @@ def lab(address: str) -> Iterator[Lab]:
 
 @pytest.fixture
 def explorer(lab: Lab) -> Iterator[Explorer]:
-    """Gives the explorer of the open notebook; afterwards the page must not have complained about anything."""
+    """Gives the explorer of the open notebook; afterwards the page must not have complained."""
     yield Explorer(lab.page)
     assert lab.complaints == []
 
@@ -317,8 +323,8 @@ def test_no_key_reaches_the_notebook(lab, explorer):
 CONTRASTS = """root => {
     const channels = colour => colour.match(/[\\d.]+/g).map(Number);
     const over = ([...front], back) => back.map((c, place) => c + (front[place] - c) * (front[3] ?? 1));
-    const behind = node => node ? over(channels(getComputedStyle(node).backgroundColor), behind(node.parentElement))
-        : [255, 255, 255];
+    const ground = node => channels(getComputedStyle(node).backgroundColor);
+    const behind = node => node ? over(ground(node), behind(node.parentElement)) : [255, 255, 255];
     const linear = c => c <= 0.04045 * 255 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
     const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
     const contrast = (node, back = behind(node)) => {
@@ -326,8 +332,9 @@ CONTRASTS = """root => {
         const [dark, light] = [luminance(ink), luminance(back)].sort((a, b) => a - b);
         return (light + 0.05) / (dark + 0.05);
     };
-    const speaks = node => [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
-    const texts = [...root.querySelectorAll("*")].filter(node => speaks(node) && node.checkVisibility());
+    const isText = child => child.nodeType === 3 && child.textContent.trim();
+    const hasText = node => [...node.childNodes].some(isText);
+    const texts = [...root.querySelectorAll("*")].filter(node => hasText(node) && node.checkVisibility());
     return texts.map(node => [node.textContent.trim(), contrast(node)]);
 }"""
 SMALL_TEXT = 4.5

@@ -1,13 +1,14 @@
-"""The page of an experiment: one file that shows everything without a network, written whole or not at all."""
+"""The page of an experiment: one file that shows everything without a network, written whole or never."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from support.browser import launch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from support.browser import launch
 
 from vit_course.lab.explorer import AttentionExplorer
 from vit_course.lab.report import Table, check_page, write_page
@@ -88,6 +89,31 @@ def test_the_page_shows_everything_from_disk_without_a_network(
     assert complaints == []
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert check_page("~/mine.html") == tmp_path / "mine.html"
+    assert write_page("~/mine.html", "title", {}) == tmp_path / "mine.html"
+    assert (tmp_path / "mine.html").is_file()
+
+
+def test_a_folder_that_takes_nothing_is_refused_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match="nothing can be written into .*Permission denied"):
+        check_page(tmp_path / "mine.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_of_a_table_is_a_string() -> None:
+    with pytest.raises(TypeError, match="a cell of a table is a string, got nan; write numbers as they"):
+        Table(("", "kNN"), [("DINO", float("nan"))])
+
+
 def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_page(tmp_path / "mine.html", "old", {"Words": ["first"]})
     before = path.read_bytes()
@@ -126,6 +152,9 @@ def test_paths_that_do_not_fit_are_refused_beforehand(tmp_path: Path) -> None:
             refuse("mine.pdf")
         with pytest.raises(FileNotFoundError, match="there is no folder .* to write mine.html into"):
             refuse(tmp_path / "nowhere" / "mine.html")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        check_page(tmp_path / "file" / "mine.html")
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         check_page(tmp_path / "folder.html")

@@ -1,10 +1,13 @@
 """The learner's copies: made once, never touched again."""
 
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from lessons import ROOT
+from support.links import link
 from workspace import copy_missing, fresh_copy
 
 
@@ -31,16 +34,16 @@ def test_lessons_and_solutions_are_copied(folders):
 def test_a_copy_that_exists_is_never_touched(folders):
     notebooks, work = folders
     copy_missing(notebooks, work)
-    (work / "02_attention.ipynb").write_text("my answer")
+    (work / "02_attention.ipynb").write_text("my answer", encoding="utf-8")
     (work / "00_start_here.ipynb").unlink()
     assert copy_missing(notebooks, work) == [work / "00_start_here.ipynb"]
-    assert (work / "02_attention.ipynb").read_text() == "my answer"
+    assert (work / "02_attention.ipynb").read_text(encoding="utf-8") == "my answer"
 
 
 def test_an_interrupted_copy_is_no_copy(folders):
     notebooks, work = folders
     work.mkdir()
-    (work / ".02_attention.ipynb.part").write_text("half")
+    (work / ".02_attention.ipynb.part").write_text("half", encoding="utf-8")
     copy_missing(notebooks, work)
     assert (work / "02_attention.ipynb").read_bytes() == (notebooks / "02_attention.ipynb").read_bytes()
     assert names(work) == ["00_start_here.ipynb", "02_attention.ipynb", "solutions/02_attention.ipynb"]
@@ -49,14 +52,14 @@ def test_an_interrupted_copy_is_no_copy(folders):
 def test_fresh_copies_stand_beside_the_old_ones(folders):
     notebooks, work = folders
     copy_missing(notebooks, work)
-    (work / "02_attention.ipynb").write_text("my answer")
+    (work / "02_attention.ipynb").write_text("my answer", encoding="utf-8")
     fresh = [
         fresh_copy(lesson, notebooks, work).name
         for lesson in ("02", "02_attention", "notebooks/02_attention.ipynb")
     ]
     assert fresh == ["02_attention.fresh.ipynb", "02_attention.fresh2.ipynb", "02_attention.fresh3.ipynb"]
     assert fresh_copy("solutions/02", notebooks, work) == work / "solutions" / "02_attention.fresh.ipynb"
-    assert (work / "02_attention.ipynb").read_text() == "my answer"
+    assert (work / "02_attention.ipynb").read_text(encoding="utf-8") == "my answer"
 
 
 def test_a_fresh_copy_of_a_lesson_without_one_has_its_plain_name(folders):
@@ -77,9 +80,61 @@ def test_no_lessons_at_all(tmp_path):
         copy_missing(tmp_path, tmp_path / "work")
 
 
+@pytest.mark.parametrize("place", ["work", "work/solutions"])
+def test_a_file_in_place_of_a_folder_is_named_and_nothing_is_copied(folders, place):
+    notebooks, work = folders
+    file = work.parent / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine", encoding="utf-8")
+    for attempt in (
+        lambda: copy_missing(notebooks, work),
+        lambda: fresh_copy("solutions/02", notebooks, work),
+    ):
+        with pytest.raises(NotADirectoryError, match=f"{re.escape(str(file))} is a file: rename it"):
+            attempt()
+    assert file.read_text(encoding="utf-8") == "mine" and names(work) in ([], ["solutions"])
+
+
+def test_a_link_to_a_folder_serves_and_one_to_nowhere_is_named(folders, tmp_path):
+    notebooks, work = folders
+    link(work, tmp_path / "elsewhere")
+    with pytest.raises(NotADirectoryError, match="work is a link that leads nowhere"):
+        copy_missing(notebooks, work)
+    (tmp_path / "elsewhere").mkdir()
+    assert len(copy_missing(notebooks, work)) == 3
+    assert names(tmp_path / "elsewhere") == names(work) and work.is_symlink()
+
+
+def test_a_copy_that_is_a_link_is_never_touched(folders, tmp_path):
+    notebooks, work = folders
+    work.mkdir()
+    link(work / "02_attention.ipynb", tmp_path / "on a stick that is not here.ipynb")
+    assert work / "02_attention.ipynb" not in copy_missing(notebooks, work)
+    assert fresh_copy("02", notebooks, work).name == "02_attention.fresh.ipynb"
+    assert (work / "02_attention.ipynb").is_symlink()
+
+
+def test_the_command_line_says_in_a_sentence_that_work_is_a_file(tmp_path):
+    shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=lambda *_: ["solutions"])
+    (tmp_path / "work").write_text("mine", encoding="utf-8")
+    for arguments in ([], ["--fresh", "02"]):
+        result = subprocess.run(
+            [sys.executable, str(tmp_path / "tools" / "workspace.py"), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert result.returncode == 1 and result.stderr.startswith("the copies go into the folder")
+        assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
+    assert (tmp_path / "work").read_text(encoding="utf-8") == "mine"
+
+
 def test_the_command_line_answers_in_a_sentence():
     result = subprocess.run(
-        [sys.executable, "tools/workspace.py", "--fresh", "77"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "tools/workspace.py", "--fresh", "77"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert (
         result.returncode == 1

@@ -15,31 +15,57 @@ from lessons import ROOT, all_notebooks, find_lesson
 
 
 def copy_missing(notebooks: Path, work: Path) -> list[Path]:
-    """Copies the lessons and solutions that ``work`` does not have yet, and returns the new copies.
+    """Copy the lessons and solutions that ``work`` does not have yet.
 
-    Raises FileNotFoundError where there is no lesson to copy.
+    Returns:
+        The new copies.
+
+    Raises:
+        FileNotFoundError: where there is no lesson to copy.
+        NotADirectoryError: where a file stands in place of a folder; nothing is copied then.
     """
     lessons = all_notebooks(notebooks)
     if not lessons:
         raise FileNotFoundError(f"there are no lessons in {notebooks}")
     targets = {lesson: work / lesson.relative_to(notebooks) for lesson in lessons}
-    return [copy(lesson, target) for lesson, target in targets.items() if not target.exists()]
+    for target in targets.values():
+        check_folder(target.parent)
+    return [copy(lesson, target) for lesson, target in targets.items() if not os.path.lexists(target)]
 
 
 def fresh_copy(lesson: str, notebooks: Path, work: Path) -> Path:
-    """Copies one lesson under a name that is still free, beside the learner's own copy, and returns the new copy.
+    """Copy one lesson under a name that is still free, beside the learner's own copy.
 
-    lesson: its number ("02"), its name ("02_attention"), or "solutions/02". Raises ValueError for an unknown one.
+    Args:
+        lesson: its number ("02"), its name ("02_attention"), or "solutions/02".
+
+    Returns:
+        The new copy.
+
+    Raises:
+        ValueError: for an unknown lesson.
+        NotADirectoryError: where a file stands in place of a folder.
     """
     source = find_lesson(lesson, notebooks)
     own = work / source.relative_to(notebooks)
+    check_folder(own.parent)
     numbered = (own.with_name(f"{own.stem}.fresh{number}.ipynb") for number in itertools.count(2))
     names = itertools.chain([own, own.with_name(f"{own.stem}.fresh.ipynb")], numbered)
-    return copy(source, next(path for path in names if not path.exists()))
+    return copy(source, next(path for path in names if not os.path.lexists(path)))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a NotADirectoryError unless this is a folder, a link to one, or can become one."""
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not place.is_dir():
+            kind = "a link that leads nowhere" if place.is_symlink() and not place.exists() else "a file"
+            raise NotADirectoryError(
+                f"the copies go into the folder {folder}, but {place} is {kind}: rename it"
+            )
 
 
 def copy(source: Path, target: Path) -> Path:
-    """Copies a file whole or not at all: it gets its name only when all of it is there."""
+    """Copy a file whole or not at all: it gets its name only when all of it is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.part")
     shutil.copyfile(source, partial)
@@ -48,6 +74,7 @@ def copy(source: Path, target: Path) -> Path:
 
 
 def main() -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,17 +85,16 @@ def main() -> int:
     notebooks, work = ROOT / "notebooks", ROOT / "work"
     try:
         if arguments.fresh is not None:
-            print(
-                f"A fresh copy is in {fresh_copy(arguments.fresh, notebooks, work).relative_to(ROOT)}; your own copies are as they were."
-            )
+            new_copy = fresh_copy(arguments.fresh, notebooks, work).relative_to(ROOT)
+            print(f"A fresh copy is in {new_copy}; your own copies are as they were.")
         else:
             new = copy_missing(notebooks, work)
             print(f"New in work/: {len(new)} notebooks. Copies that were there are as you left them.")
-    except (ValueError, FileNotFoundError) as error:
-        print(
-            f"{error}. Name one like this: make reset LESSON=02" if arguments.fresh is not None else error,
-            file=sys.stderr,
-        )
+    except ValueError as error:
+        print(f"{error}. Name one like this: make reset LESSON=02", file=sys.stderr)
+        return 1
+    except OSError as error:  # a folder that is a file, that may not be written, or a full disk
+        print(error, file=sys.stderr)
         return 1
     return 0
 

@@ -187,6 +187,8 @@ class Backbone(nn.Module):
     """
 
     num_prefix_tokens: int = 1
+    norm: nn.Module
+    head: nn.Module
 
     def __init__(
         self,

@@ -11,8 +11,12 @@ from packaging.requirements import Requirement
 def missing_packages(requirements: Iterable[str], installed: Callable[[str], str] = version) -> list[str]:
     """The requirements that are not met, each with what is there instead.
 
-    requirements: as in a package's metadata, "torch>=2.4"; those of extras are passed over. installed: name -> version.
-    Used in lesson 00.
+    Args:
+        requirements: as in a package's metadata, "torch>=2.4"; those of extras are passed over.
+        installed: gives the version of a package, or raises PackageNotFoundError.
+
+    Returns:
+        One entry for each, such as "torch>=2.4 (found 1.0)".
     """
     problems = []
     for requirement in map(Requirement, requirements):
@@ -29,7 +33,7 @@ def missing_packages(requirements: Iterable[str], installed: Callable[[str], str
 
 
 def report() -> str:
-    """What is here, a line each, and at the end one sentence that says whether the lessons will run, or what to type. Used in lesson 00."""
+    """Describe this machine in a few lines; the last says whether the lessons will run, or what to type."""
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -42,7 +46,8 @@ def report() -> str:
     ]
     problems = missing_packages(requires("vit_course") or [])
     if problems:
-        verdict = f"Not ready yet: {', '.join(problems)}. Type `{sys.executable} -m pip install -e .[dev]` in the folder of the course."
+        command = f'"{sys.executable}" -m pip install -e ".[dev]"'
+        verdict = f"Not ready yet: {', '.join(problems)}. Type `{command}` in the folder of the course."
     else:
         verdict = "Everything is here: you can start."
     return "\n".join([*lines, verdict])

@@ -1,5 +1,7 @@
 """The few plots that lessons share, and the one way to show a figure: with a text alternative."""
 
+import base64
+import html
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 
@@ -11,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vit_course.patching import pair, patch_grid
+from vit_course.patching import pair, patch_grid, require_at_least
 
 WIDTH = 9.0  # of a notebook page, in inches at 80 dpi
 # Told apart by people with any colour vision (Okabe and Ito 2008), and by dashes where there is no colour.
@@ -20,12 +22,38 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Shows a figure as one picture with a text alternative, and closes it.
+    """Show a figure as one picture with a text alternative, and close it.
 
-    figure: a matplotlib figure; its own dpi sets the size.
-    alt: what the picture shows, in words. It goes into the metadata of the picture, where screen readers and pages made from the
-        notebook find it, and stands as plain text where no picture can be drawn. Write rounded numbers: the tests compare it.
-    Raises TypeError where ``figure`` is not a figure or ``alt`` not a string, ValueError where ``alt`` is empty.
+    The picture is an HTML element with the words in its ``alt``, which every page made from the notebook
+    keeps: nbconvert's usual template, and Sphinx, drop the words of pictures that are stored in another way.
+    The words stand as plain text where no picture can be drawn.
+
+    Args:
+        figure: a matplotlib figure; its own dpi sets the size.
+        alt: what the picture shows, in words. Write rounded numbers: the tests compare it.
+
+    Raises:
+        TypeError: where ``figure`` is not a figure or ``alt`` not a string.
+        ValueError: where ``alt`` is empty.
+    """
+    element = as_html(figure, alt)
+    pyplot.close(figure)
+    display({"text/html": element, "text/plain": alt}, raw=True)
+
+
+def as_html(figure: Figure, alt: str) -> str:
+    """Draw a figure as an HTML element that holds the picture and its text alternative.
+
+    Args:
+        figure: a matplotlib figure; its own dpi sets the size.
+        alt: what the picture shows, in words.
+
+    Returns:
+        An ``img`` element. The same figure makes the same element.
+
+    Raises:
+        TypeError: where ``figure`` is not a figure or ``alt`` not a string.
+        ValueError: where ``alt`` is empty.
     """
     if not isinstance(figure, Figure):
         raise TypeError(
@@ -36,26 +64,37 @@ def show(figure: Figure, alt: str) -> None:
     if not alt.strip():
         raise ValueError(f"alt must say in words what the picture shows, got {alt!r}")
     picture = BytesIO()
-    # Without the name of the program in it, the same figure makes the same bytes.
+    # The name of the program would make other bytes of the same figure.
+    metadata = {"Software": None}
     figure.savefig(
-        picture,
-        format="png",
-        dpi=figure.dpi,
-        facecolor="white",
-        bbox_inches="tight",
-        metadata={"Software": None},
+        picture, format="png", dpi=figure.dpi, facecolor="white", bbox_inches="tight", metadata=metadata
     )
-    pyplot.close(figure)
-    display(
-        {"image/png": picture.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}}
-    )
+    return image_element(base64.b64encode(picture.getvalue()).decode("ascii"), alt)
+
+
+def image_element(png: str, alt: str) -> str:
+    """An HTML element with a picture and its text alternative.
+
+    Args:
+        png: the picture as base64 text, as notebooks store it.
+        alt: what it shows, in words.
+    """
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{"".join(png.split())}">'
 
 
 def gallery(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
     """Images side by side.
 
-    images: (b, c, h, w) in 0..1, with 1 or 3 channels. titles: one for each image. columns: images in a row.
-    Raises ValueError for other shapes or numbers of titles.
+    Args:
+        images: (b, c, h, w) in 0..1, with 1 or 3 channels.
+        titles: one for each image.
+        columns: images in a row.
+
+    Returns:
+        A figure to give to `show`.
+
+    Raises:
+        ValueError: for other shapes or numbers of titles.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
@@ -79,10 +118,18 @@ def gallery(images: Tensor, titles: Sequence[str] | None = None, columns: int = 
 
 
 def patch_lines(image: Tensor, patch_size: int | tuple[int, int], numbered: bool = False) -> Figure:
-    """An image with the edges of its patches, and with their numbers in reading order where asked for.
+    """An image with the edges of its patches.
 
-    image: (c, h, w) in 0..1. patch_size: p or (p1, p2), in pixels.
-    Raises ValueError where patches do not fill the image.
+    Args:
+        image: (c, h, w) in 0..1.
+        patch_size: in pixels, an int or a (height, width) pair.
+        numbered: whether the patches carry their numbers, in reading order.
+
+    Returns:
+        A figure to give to `show`.
+
+    Raises:
+        ValueError: where patches do not fill the image.
     """
     height, width = image.shape[-2:]
     patch_height, patch_width = pair(patch_size, "patch_size")
@@ -113,13 +160,24 @@ def patch_lines(image: Tensor, patch_size: int | tuple[int, int], numbered: bool
 def attention_maps(
     image: Tensor, maps: Tensor, titles: Sequence[str] | None = None, columns: int = 4
 ) -> Figure:
-    """An image, and beside it what each map looks at: the picture shows where the weight is and fades where there is none.
+    """An image, and beside it one picture for each map, which fades where the map has no weight.
 
-    image: (c, h, w) in 0..1. maps: (m, rows, columns), not negative, each scaled to its own largest value. titles: one for each map.
-    Raises ValueError for other shapes or numbers of titles.
+    Args:
+        image: (c, h, w) in 0..1.
+        maps: (m, rows, columns), not negative, each scaled to its own largest value.
+        titles: one for each map.
+        columns: pictures in a row.
+
+    Returns:
+        A figure to give to `show`.
+
+    Raises:
+        ValueError: for other shapes or numbers of titles, and for weights that are not finite.
     """
     if maps.ndim != 3:
         raise ValueError(f"attention_maps needs maps (m, rows, columns), got shape {tuple(maps.shape)}")
+    if not maps.isfinite().all():
+        raise ValueError("attention_maps needs finite weights, got some that are not")
     if titles is not None and len(titles) != len(maps):
         raise ValueError(f"{len(maps)} maps need as many titles, got {len(titles)}")
     panels = 1 + len(maps)
@@ -155,10 +213,20 @@ def heatmap(
     annotate: bool = False,
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """A matrix as colours, with its numbers written in where asked for.
+    """A matrix as colours.
 
-    matrix: (rows, columns). labels: names of rows and columns of a square matrix.
-    Raises ValueError for a tensor of another shape.
+    Args:
+        matrix: (rows, columns).
+        xlabel: what stands below it.
+        ylabel: what stands beside it.
+        annotate: whether each cell carries its number.
+        labels: names of rows and columns of a square matrix.
+
+    Returns:
+        A figure to give to `show`.
+
+    Raises:
+        ValueError: for a tensor of another shape.
     """
     if matrix.ndim != 2:
         raise ValueError(f"heatmap needs a matrix (rows, columns), got shape {tuple(matrix.shape)}")
@@ -167,7 +235,7 @@ def heatmap(
         figsize=(WIDTH / 2, WIDTH / 2 * min(1.2, matrix.shape[0] / matrix.shape[1]) + 0.4),
         layout="compressed",
     )
-    shown = axis.imshow(matrix, cmap="viridis")
+    shown = axis.imshow(matrix.numpy(), cmap="viridis")
     figure.colorbar(shown, ax=axis, shrink=0.8)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -199,20 +267,30 @@ def curves(
 ) -> Figure:
     """Several lines in one plot, told apart by colour, by dashes and by name.
 
-    lines: name -> values. x: where the values stand, 0, 1, 2 … by default. smooth: each point is the mean of so many values up to it.
+    Args:
+        lines: name -> values; a value that is no number leaves a gap.
+        xlabel: what stands below it.
+        ylabel: what stands beside it.
+        x: where the values stand, 0, 1, 2 … by default.
+        smooth: each point is the mean of so many values up to it.
+
+    Returns:
+        A figure to give to `show`.
+
+    Raises:
+        TypeError, ValueError: for a `smooth` that is not an int from 1 on.
     """
+    require_at_least(1, smooth=smooth)
     figure, axis = pyplot.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.4), layout="compressed")
     for index, (name, values) in enumerate(lines.items()):
-        values = np.asarray(values, dtype=float)
-        if smooth > 1:
-            total = np.cumsum(np.insert(values, 0, 0))
-            start = np.maximum(np.arange(len(values)) + 1 - smooth, 0)
-            values = (total[1:] - total[start]) / (np.arange(len(values)) + 1 - start)
-        places = range(len(values)) if x is None else x
-        marker = "o" if len(values) < 15 else None
+        heights = np.asarray(values, dtype=float)
+        # Window by window: a running sum would carry one value that is no number to the end of the line.
+        heights = np.array([heights[max(0, end - smooth) : end].mean() for end in range(1, len(heights) + 1)])
+        places = range(len(heights)) if x is None else x
+        marker = "o" if len(heights) < 15 else None
         axis.plot(
             places,
-            values,
+            heights,
             label=name,
             color=COLOURS[index % len(COLOURS)],
             linestyle=DASHES[index % len(DASHES)],

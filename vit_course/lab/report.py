@@ -1,24 +1,27 @@
-"""One HTML page about an experiment, to keep or to send: tables, figures and the explorer in one file that needs no network.
+"""One HTML page about an experiment: tables, figures and the explorer in one file that needs no network.
 
 table = Table(("", "kNN"), [("DINO", "45 %"), ("untrained network", "12 %")])
-write_page("my_experiment.html", "DINO on shapes", {"The table": ["What it says.", table], "Curves": [(figure, "A curve that falls")]})
+sections = {"The table": ["What it says.", table], "Curves": [(figure, "A curve that falls")]}
+write_page("my_experiment.html", "DINO on shapes", sections)
 """
 
-import base64
 import html
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from .explorer import AttentionExplorer
+from .pictures import as_html
 
 STYLE = """
-:root { color-scheme: light dark; --text: #24292f; --quiet: #5b6470; --line: #c3c7cd; --ground: #fff; --marked: #e6f0fa; }
+:root {
+    color-scheme: light dark;
+    --text: #24292f; --quiet: #5b6470; --line: #c3c7cd; --ground: #fff; --marked: #e6f0fa;
+}
 @media (prefers-color-scheme: dark) {
     :root { --text: #e4e7eb; --quiet: #a3acb7; --line: #46505c; --ground: #111418; --marked: #1b2c3d; }
 }
@@ -28,7 +31,8 @@ body {
 }
 table { border-collapse: collapse; margin: 16px 0; }
 caption { caption-side: bottom; text-align: left; color: var(--quiet); font-size: 14px; padding-top: 6px; }
-th, td { padding: 4px 14px; text-align: right; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 14px; text-align: right; border-bottom: 1px solid var(--line); }
+td { font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; font-weight: normal; }
 thead th { font-weight: 600; }
 tr.marked > * { background: var(--marked); font-weight: 600; }
@@ -40,7 +44,7 @@ iframe { width: 100%; height: 880px; border: 1px solid var(--line); }
 
 @dataclass(frozen=True)
 class Table:
-    """A table of words and numbers that have been written as words; it shows itself in a notebook and on a page.
+    """A table of words and of numbers written as words, which shows itself in a notebook and on a page.
 
     Attributes:
         header: the names of the columns.
@@ -49,9 +53,8 @@ class Table:
         marked: the name of the row to stress.
 
     Raises:
+        TypeError: for a cell that is not a string.
         ValueError: for a row of another length, naming it.
-
-    Used in lesson 13.
     """
 
     header: Sequence[str]
@@ -65,6 +68,11 @@ class Table:
                 raise ValueError(
                     f"a row needs {len(self.header)} words, one for each column, got {tuple(row)}"
                 )
+        for cell in (cell for line in (self.header, *self.rows) for cell in line):
+            if not isinstance(cell, str):
+                raise TypeError(
+                    f"a cell of a table is a string, got {cell!r}; write numbers as they are to be read"
+                )
 
     def __repr__(self) -> str:
         lines = [self.header, *self.rows]
@@ -73,13 +81,16 @@ class Table:
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
             for line in lines
         ]
-        return "\n".join([*text, *[self.caption] * bool(self.caption)])
+        if self.caption:
+            text.append(self.caption)
+        return "\n".join(text)
 
     def _repr_html_(self) -> str:
         def line(words: Sequence[str]) -> str:
             name, *others = map(html.escape, words)
             stressed = ' class="marked"' if words[0] == self.marked else ""
-            return f'<tr{stressed}><th scope="row">{name}</th>{"".join(f"<td>{word}</td>" for word in others)}</tr>'
+            cells = "".join(f"<td>{word}</td>" for word in others)
+            return f'<tr{stressed}><th scope="row">{name}</th>{cells}</tr>'
 
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         header = "".join(f'<th scope="col">{html.escape(word)}</th>' for word in self.header)
@@ -91,20 +102,30 @@ Part = str | Table | AttentionExplorer | tuple[Figure, str]
 
 
 def check_page(path: str | Path) -> Path:
-    """The path, if a page can be written there: better asked before an experiment than after it.
+    """Make sure that a page can be written, before an experiment rather than after it.
+
+    Args:
+        path: the file; ``~`` is the home folder.
+
+    Returns:
+        The path, without ``~``.
 
     Raises:
-        ValueError: for a path that does not end in .html, or is a folder. FileNotFoundError: if its folder is not there.
-
-    Used in lesson 13.
+        ValueError: for a path that does not end in .html, or is a folder.
+        FileNotFoundError: if its folder is not there.
+        OSError: if nothing can be written into that folder.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".html":
         raise ValueError(f"a page is a file that ends in .html, got {str(path)!r}")
     if path.is_dir():
         raise ValueError(f"a page is a file, but {str(path)!r} is a folder")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} into")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise type(error)(f"nothing can be written into {str(path.parent)!r}: {error}") from error
     return path
 
 
@@ -112,18 +133,17 @@ def write_page(path: str | Path, title: str, sections: Mapping[str, Sequence[Par
     """Write one HTML file that works from disk without server or network, whole or not at all.
 
     Args:
-        path: the file, ``….html``; one that is there is replaced.
+        path: the file, ``….html``; ``~`` is the home folder. One that is there is replaced.
         title: what stands at the top.
-        sections: heading -> parts: a string is a paragraph, a `Table` a table, a pair of a matplotlib figure and its words in place of it
-            a figure, and an `AttentionExplorer` stays interactive.
+        sections: heading -> parts: a string is a paragraph, a `Table` a table, a pair of a matplotlib figure
+            and its words in place of it a figure, and an `AttentionExplorer` stays interactive.
 
     Returns:
-        The path.
+        The path, without ``~``.
 
     Raises:
-        ValueError, FileNotFoundError: as `check_page`. TypeError: for another part, naming its section, such as a figure without words.
-
-    Used in lesson 13.
+        ValueError, OSError: as `check_page` does.
+        TypeError: for another part, naming its section, such as a figure without words.
     """
     path = check_page(path)
     body = "\n".join(_section(heading, parts) for heading, parts in sections.items())
@@ -166,17 +186,11 @@ def _drawn(part: Part, heading: str) -> str:
         case AttentionExplorer():
             return _explorer(part)
         case (Figure() as figure, str() as alt) if alt.strip():
-            return _figure(figure, alt)
+            return f"<figure>{as_html(figure, alt)}</figure>"
     raise TypeError(
-        f"section {heading!r} can hold strings, Tables, AttentionExplorers and pairs of a figure and its words, got {part!r}"
+        f"section {heading!r} can hold strings, Tables, AttentionExplorers and pairs of a figure and its "
+        f"words, got {part!r}"
     )
-
-
-def _figure(figure: Figure, alt: str) -> str:
-    picture = BytesIO()
-    figure.savefig(picture, format="png", dpi=figure.dpi, facecolor="white", bbox_inches="tight")
-    data = base64.b64encode(picture.getvalue()).decode("ascii")
-    return f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></figure>'
 
 
 def _explorer(explorer: AttentionExplorer) -> str:

@@ -1,4 +1,4 @@
-"""Exercises of lesson 02: the weights, a whole layer from its matrices, and attention that must not look everywhere."""
+"""Exercises of lesson 02: the weights, a whole layer from its matrices, and attention with a mask."""
 
 import torch
 from einops import rearrange
@@ -12,9 +12,9 @@ def _numbers(seed: int, *shapes: tuple[int, ...], size: float = 1.0) -> tuple[Te
     return tuple(size * torch.randn(shape, generator=generator) for shape in shapes)
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Warm-up: the weights
-# ---------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _scores(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
@@ -42,47 +42,52 @@ attention_weights = Exercise(
         "softmax over the queries": Mistake(
             lambda q, k: _scores(q, k).softmax(dim=-2),
             says=lambda answer: (
-                f"Your first row sums to {_row(answer):.2f} and your first column to {float(answer[0, 0, :, 0].sum()):.2f}: "
-                "the softmax ran over the queries. Use dim=-1, the axis of the keys."
+                f"Your first row sums to {_row(answer):.2f} and your first column to "
+                f"{float(answer[0, 0, :, 0].sum()):.2f}: the softmax ran over the queries. Use dim=-1, the "
+                "axis of the keys."
             ),
         ),
         "softmax over the heads": Mistake(
             lambda q, k: _scores(q, k).softmax(dim=1),
             says=lambda answer: (
-                f"Your first row sums to {_row(answer):.2f}: the softmax ran over the heads. Use dim=-1, the axis of the keys."
+                f"Your first row sums to {_row(answer):.2f}: the softmax ran over the heads. Use dim=-1, "
+                "the axis of the keys."
             ),
         ),
         "no scale": Mistake(
             lambda q, k: _scores(q, k, scale=1).softmax(dim=-1),
             says=lambda answer: (
-                f"Your rows sum to one, but they are too sharp: the largest weight of the first head is {float(answer[0, 0].max()):.2f}. "
-                "Divide the scores by the square root of the width of a query, q.shape[-1] ** 0.5."
+                "Your rows sum to one, but they are too sharp: the largest weight of the first head is "
+                f"{float(answer[0, 0].max()):.2f}. Divide the scores by the square root of the width of a "
+                "query, q.shape[-1] ** 0.5."
             ),
         ),
         "divided by k, not by its root": Mistake(
             lambda q, k: _scores(q, k, scale=q.shape[-1]).softmax(dim=-1),
             says=lambda answer: (
-                f"Your rows sum to one, but they are too flat: the largest weight of the first head is {float(answer[0, 0].max()):.2f}. "
-                "You divided by the width k; divide by its square root, q.shape[-1] ** 0.5."
+                "Your rows sum to one, but they are too flat: the largest weight of the first head is "
+                f"{float(answer[0, 0].max()):.2f}. You divided by the width k; divide by its square root, "
+                "q.shape[-1] ** 0.5."
             ),
         ),
         "scaled after the softmax": Mistake(
             lambda q, k: _scores(q, k, scale=1).softmax(dim=-1) / q.shape[-1] ** 0.5,
             says=lambda answer: (
-                f"Your rows sum to {_row(answer):.2f}: you divided the weights. Divide the scores instead, before the softmax."
+                f"Your rows sum to {_row(answer):.2f}: you divided the weights. Divide the scores instead, "
+                "before the softmax."
             ),
         ),
         "no softmax": Mistake(
             _scores,
             says=lambda answer: (
-                f"These are the scores: the smallest is {float(answer.min()):.2f}, and a share cannot be negative. "
-                "Turn each row into shares with .softmax(dim=-1)."
+                f"These are the scores: the smallest is {float(answer.min()):.2f}, and a share cannot be "
+                "negative. Turn each row into shares with .softmax(dim=-1)."
             ),
         ),
         "queries and keys swapped": Mistake(
             lambda q, k: _attention_weights(k, q),
             says=lambda answer: (
-                f"You returned weights of shape {tuple(answer.shape)}: the keys ask and the queries answer. "
+                f"You returned weights of shape {tuple(answer.shape)}: queries and keys changed places. "
                 "The rows belong to the queries: q @ k.transpose(-2, -1)."
             ),
         ),
@@ -97,9 +102,9 @@ attention_weights = Exercise(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Core: a whole layer
-# ---------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _layer(
@@ -153,22 +158,32 @@ multi_head = Exercise(
     name="multi_head",
     solution=_layer,
     cases=(_layer_case(2, b=2, n=5, d=12, heads=3), _layer_case(4, b=3, n=6, d=16, heads=2)),
-    praise="That is all of MultiHeadAttention: two linear layers with attention between them. Published weights would run through it.",
+    praise=(
+        "That is all of MultiHeadAttention: two linear layers with attention between them. Published "
+        "weights would run through it."
+    ),
     mistakes={
         "heads before q, k, v": _with(
             split="b n (h three k) -> three b h n k",
-            says="The shapes are right, but you split into heads first, then into q, k, v. The 3·d numbers of a token are all of q, "
-            "then all of k, then all of v: chunk(3, dim=-1) first, or '(three h k)'.",
+            says=(
+                "The shapes are right, but you split into heads first, then into q, k, v. The 3·d numbers "
+                "of a token are all of q, then all of k, then all of v: chunk(3, dim=-1) first, or '(three "
+                "h k)'."
+            ),
         ),
         "split without moving the axes": Mistake(
             _split_by_reshape,
-            says="A reshape from (b, n, d) to (b, h, n, k) mixes tokens and heads. Give the heads an axis of their own, (b, n, h, k), then "
-            "move it: rearrange(q, 'b n (h k) -> b h n k', h=heads).",
+            says=(
+                "A reshape from (b, n, d) to (b, h, n, k) mixes tokens and heads. Give the heads an axis "
+                "of their own, (b, n, h, k), then move it: rearrange(q, 'b n (h k) -> b h n k', h=heads)."
+            ),
         ),
         "merged without moving the axes": _with(
             merge="reshape",
-            says="Your heads are right, but a reshape from (b, h, n, k) to (b, n, d) mixes heads and tokens. Move the axis first: "
-            "rearrange(out, 'b h n k -> b n (h k)').",
+            says=(
+                "Your heads are right, but a reshape from (b, h, n, k) to (b, n, d) mixes heads and "
+                "tokens. Move the axis first: rearrange(out, 'b h n k -> b n (h k)')."
+            ),
         ),
         "merged with the heads inside": _with(
             merge="b h n k -> b n (k h)",
@@ -184,15 +199,24 @@ multi_head = Exercise(
         ),
         "softmax over the queries": _with(
             axis=-2,
-            says="The softmax ran over the queries, so that the weights of a token do not add up to one. Use dim=-1.",
+            says=(
+                "The softmax ran over the queries, so that the weights of a token do not add up to one. "
+                "Use dim=-1."
+            ),
         ),
         "no scale": _with(
             scale="none",
-            says="The scores are not scaled: divide them by the square root of the width of a head, d // heads.",
+            says=(
+                "The scores are not scaled: divide them by the square root of the width of a head, d // "
+                "heads."
+            ),
         ),
         "scaled by the whole width": _with(
             scale="d",
-            says="You divided by √d, the width of a token. A head compares only k = d // heads numbers: divide by √k.",
+            says=(
+                "You divided by √d, the width of a token. A head compares only k = d // heads numbers: "
+                "divide by √k."
+            ),
         ),
         "no bias in qkv": Mistake(
             lambda tokens, qkv_weight, qkv_bias, *rest: _layer(
@@ -204,7 +228,10 @@ multi_head = Exercise(
             lambda tokens, qkv_weight, qkv_bias, proj_weight, proj_bias, heads: _layer(
                 tokens, qkv_weight, qkv_bias, torch.eye(len(proj_bias)), torch.zeros_like(proj_bias), heads
             ),
-            says="The heads stand side by side, but nothing mixes them yet: finish with @ proj_weight.T + proj_bias.",
+            says=(
+                "The heads stand side by side, but nothing mixes them yet: finish with @ proj_weight.T + "
+                "proj_bias."
+            ),
         ),
         "no bias in the output layer": Mistake(
             lambda tokens, qkv_weight, qkv_bias, proj_weight, proj_bias, heads: _layer(
@@ -216,15 +243,18 @@ multi_head = Exercise(
             lambda tokens, qkv_weight, qkv_bias, proj_weight, proj_bias, heads: _layer(
                 tokens, qkv_weight, qkv_bias, proj_weight.T, proj_bias, heads
             ),
-            says="proj_weight is stored as PyTorch stores it, (outputs, inputs): multiply by its transpose, or use F.linear.",
+            says=(
+                "proj_weight is stored as PyTorch stores it, (outputs, inputs): multiply by its transpose, "
+                "or use F.linear."
+            ),
         ),
     },
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Stretch: attention that must not look everywhere
-# ---------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -243,30 +273,47 @@ masked_attention = Exercise(
     name="masked_attention",
     solution=_masked_attention,
     cases=(_masked_case(6, b=2, h=3, n=6, k=8, d=5), _masked_case(7, b=3, h=2, n=9, k=4, d=4)),
-    praise="Hidden keys weigh exactly zero, the others share everything. Pictures of different sizes can now stand in one batch.",
+    praise=(
+        "Hidden keys weigh exactly zero, the others share everything. Pictures of different sizes can now "
+        "stand in one batch."
+    ),
     mistakes={
         "masked after the softmax": Mistake(
             lambda q, k, v, visible: (_attention_weights(q, k) * visible[:, None, None, :]) @ v,
-            says="What is left of a row no longer adds up to one: you set weights (or values) to zero after the softmax. "
-            "Hide the scores before the softmax, with -inf.",
+            says=(
+                "What is left of a row no longer adds up to one: you set weights (or values) to zero after "
+                "the softmax. Hide the scores before the softmax, with -inf."
+            ),
         ),
         "score zero": Mistake(
             lambda q, k, v, visible: (_scores(q, k) * visible[:, None, None, :]).softmax(dim=-1) @ v,
-            says="A hidden key still gets a share: its score is now 0, and e⁰ is 1. Only a score of -inf becomes a weight of 0.",
+            says=(
+                "A hidden key still gets a share: its score is now 0, and e⁰ is 1. Only a score of -inf "
+                "becomes a weight of 0."
+            ),
         ),
         "mask the wrong way round": Mistake(
             lambda q, k, v, visible: _masked_attention(q, k, v, ~visible),
-            says="You look exactly where nothing should be seen: `visible` is True where a key may be looked at, so fill where ~visible.",
+            says=(
+                "You look exactly where nothing should be seen: `visible` is True where a key may be "
+                "looked at, so fill where ~visible."
+            ),
         ),
         "queries hidden": Mistake(
             lambda q, k, v, visible: (
                 _scores(q, k).masked_fill(~visible[:, None, :, None], -1e9).softmax(dim=-1) @ v
             ),
-            says="You hid rows, the queries; their scores are now all the same. Hide columns, the keys: visible[:, None, None, :].",
+            says=(
+                "You hid rows, the queries; their scores are now all the same. Hide columns, the keys: "
+                "visible[:, None, None, :]."
+            ),
         ),
         "no mask": Mistake(
             lambda q, k, v, visible: _attention_weights(q, k) @ v,
-            says="That is attention to all keys: `visible` was not used. Fill the scores of hidden keys with -inf before the softmax.",
+            says=(
+                "That is attention to all keys: `visible` was not used. Fill the scores of hidden keys "
+                "with -inf before the softmax."
+            ),
         ),
     },
 )

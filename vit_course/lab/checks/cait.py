@@ -1,4 +1,4 @@
-"""Exercises of lesson 05: a scale that disappears into a linear layer, and two pieces of a known library to repair."""
+"""Exercises of lesson 05: a scale folded into a linear layer, and two pieces of a known library to repair."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-# --------------------------------------------------------------------------------------------------------------- fold_layer_scale
+# ------------------------------------------------------------------------------------------- fold_layer_scale
 
 
 def fold_layer_scale(weight: Tensor, bias: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,21 +43,32 @@ FOLD_LAYER_SCALE = Exercise(
     name="fold_layer_scale",
     solution=fold_layer_scale,
     cases=(_draw(0, (4, 4), (4,), (4,)), _draw(1, (6, 6), (6,), (6,))),
-    praise="After training, LayerScale costs nothing: it becomes part of the layer before it, as a diagonal matrix from the left.",
+    praise=(
+        "After training, LayerScale costs nothing: it becomes part of the layer before it, as a diagonal "
+        "matrix from the left."
+    ),
     mistakes={
         "inputs scaled": Mistake(
             _scaled_inputs,
-            says="gamma * weight multiplies the columns, which belong to the layer's inputs. A row of `weight` makes one output channel, "
-            "and it is outputs that LayerScale multiplies: gamma[:, None] * weight.",
+            says=(
+                "gamma * weight multiplies the columns, which belong to the layer's inputs. A row of "
+                "`weight` makes one output channel, and it is outputs that LayerScale multiplies: gamma[:, "
+                "None] * weight."
+            ),
         ),
         "bias left alone": Mistake(
             _bias_left_alone,
-            says="The weight is right. But LayerScale comes after the whole layer, so it multiplies the bias too.",
+            says=(
+                "The weight is right. But LayerScale comes after the whole layer, so it multiplies the "
+                "bias too."
+            ),
         ),
         "inputs scaled, bias left alone": Mistake(
             _scaled_inputs_bias_left_alone,
-            says="Two things: gamma * weight multiplies columns, the inputs, where it should be rows, gamma[:, None] * weight; "
-            "and the bias is multiplied too.",
+            says=(
+                "Two things: gamma * weight multiplies columns, the inputs, where it should be rows, "
+                "gamma[:, None] * weight; and the bias is multiplied too."
+            ),
         ),
         "divided": Mistake(
             _divided,
@@ -67,13 +78,13 @@ FOLD_LAYER_SCALE = Exercise(
 )
 
 
-# --------------------------------------------------------------------------------------------------------------------- layer_drop
+# ------------------------------------------------------------------------------------------------- layer_drop
 
 
 def layer_drop(
     tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
 ) -> Tensor:
-    """Tokens (b, n, d) through residual branches with stochastic depth; draws (branches, b) are uniform numbers in 0 … 1."""
+    """Tokens (b, n, d) through branches with stochastic depth; draws (branches, b) are uniform in 0 … 1."""
     for branch, draw in zip(branches, draws, strict=True):
         change = branch(tokens)
         if training:
@@ -138,7 +149,7 @@ def _divided_by_the_rate(
     return tokens
 
 
-def _road_dropped(
+def _sum_dropped(
     tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
 ) -> Tensor:
     for branch, draw in zip(branches, draws, strict=True):
@@ -149,7 +160,7 @@ def _road_dropped(
 
 
 def _branches_case(seed: int, b: int, training: bool) -> tuple:
-    """Tokens, three branches, a rate that keeps some samples and drops others in each of them, and the draws."""
+    """Tokens, three branches, a rate that drops some samples in each of them but not all, and the draws."""
     tokens, *matrices = _draw(seed, (b, 2, 3), (3, 3), (3, 3), (3, 3))
     branches = [lambda x, matrix=matrix: torch.tanh(x @ matrix) for matrix in matrices]
     draws = torch.tensor([[0.1, 0.6, 0.3, 0.9], [0.5, 0.2, 0.8, 0.1], [0.7, 0.1, 0.2, 0.6]])[:, :b]
@@ -160,81 +171,115 @@ LAYER_DROP = Exercise(
     name="layer_drop",
     solution=layer_drop,
     cases=(_branches_case(0, 4, True), _branches_case(1, 4, False)),
-    praise="Each sample has a draw of its own, what is kept is made up for what is not, and evaluation takes all branches.",
+    praise=(
+        "Each sample has a draw of its own, what is kept is made up for what is not, and evaluation takes "
+        "all branches."
+    ),
     mistakes={
         "as it came": Mistake(
             _as_it_came,
-            says="This is the function as it came: one draw for the whole batch, nothing rescaled, and layers missing in evaluation too.",
+            says=(
+                "This is the function as it came: one draw for the whole batch, nothing rescaled, and "
+                "layers missing in evaluation too."
+            ),
         ),
         "one draw for the batch": Mistake(
             _whole_batch,
-            says="All samples follow the first one's draw. draws[i] has one number per sample: (draws[i] >= rate)[:, None, None].",
+            says=(
+                "All samples follow the first one's draw. draws[i] has one number per sample: (draws[i] >= "
+                "rate)[:, None, None]."
+            ),
         ),
         "also in evaluation": Mistake(
             _in_evaluation_too,
-            says="Training is right. But with training=False branches are still dropped: a picture would get other logits each time.",
+            says=(
+                "Training is right. But with training=False branches are still dropped: a picture would "
+                "get other logits each time."
+            ),
         ),
         "not rescaled": Mistake(
             _not_rescaled,
-            says="What is kept must be divided by the share that is kept, 1 - rate; otherwise evaluation, which keeps all, adds more than "
-            "the layers behind ever saw in training.",
+            says=(
+                "What is kept must be divided by the share that is kept, 1 - rate; otherwise evaluation, "
+                "which keeps all, adds more than the layers behind ever saw in training."
+            ),
         ),
         "rescaled in evaluation": Mistake(
             _scaled_in_evaluation,
-            says="You shrink the branches in evaluation instead of enlarging them in training. Both keep the expectation (Huang et al. "
-            "2016 did it your way), but here evaluation is the plain network: divide by 1 - rate in training.",
+            says=(
+                "You shrink the branches in evaluation instead of enlarging them in training. Both keep "
+                "the expectation (Huang et al. 2016 did it your way), but here evaluation is the plain "
+                "network: divide by 1 - rate in training."
+            ),
         ),
         "dropped where it should be kept": Mistake(
             _upside_down,
-            says="You keep the samples whose draw is below the rate. The rate is the share that is dropped: keep draw >= rate, and "
-            "divide by 1 - rate.",
+            says=(
+                "You keep the samples whose draw is below the rate. The rate is the share that is dropped: "
+                "keep draw >= rate, and divide by 1 - rate."
+            ),
         ),
         "divided by the rate": Mistake(
             _divided_by_the_rate,
-            says="The right samples are kept, but divided by `rate`. A share of 1 - rate is kept: divide by that.",
+            says=(
+                "The right samples are kept, but divided by `rate`. A share of 1 - rate is kept: divide by "
+                "that."
+            ),
         ),
         "tokens dropped": Mistake(
-            _road_dropped,
-            says="You dropped the sum, and with it the token itself. Only the branch is dropped: tokens + kept * branch(tokens).",
+            _sum_dropped,
+            says=(
+                "You dropped the sum, and with it the token itself. Only the branch is dropped: tokens + "
+                "kept * branch(tokens)."
+            ),
         ),
     },
 )
 
 
-# -------------------------------------------------------------------------------------------------------------------- class_layer
+# ------------------------------------------------------------------------------------------------ class_layer
 
 
 def class_layer(
-    class_token: Tensor, patches: Tensor, norm1: Callable, attend: Callable, gamma1: Tensor, norm2: Callable, mlp: Callable, gamma2: Tensor
-) -> Tensor:  # fmt: skip
+    class_token: Tensor,
+    patches: Tensor,
+    norm1: Callable,
+    attend: Callable,
+    gamma1: Tensor,
+    norm2: Callable,
+    mlp: Callable,
+    gamma2: Tensor,
+) -> Tensor:
     """One layer of CaiT's second stage: class token (b, 1, d), patches (b, n, d) -> class token (b, 1, d)."""
     tokens = norm1(torch.cat([class_token, patches], dim=1))
     class_token = class_token + gamma1 * attend(tokens[:, :1], tokens)
     return class_token + gamma2 * mlp(norm2(class_token))
 
 
-def _asks(context: Callable[[Tensor, Tensor, Callable], Tensor], asker: Callable | None = None) -> Callable:
-    """A class layer whose class token asks another context, or that asks with another query."""
+def _attending(
+    context: Callable[[Tensor, Tensor, Callable], Tensor], query: Callable | None = None
+) -> Callable:
+    """A class layer whose class token attends to another context, or with another query."""
 
     def layer(class_token, patches, norm1, attend, gamma1, norm2, mlp, gamma2):
-        query = asker(class_token, norm1) if asker else norm1(class_token)
-        class_token = class_token + gamma1 * attend(query, context(class_token, patches, norm1))
+        q = query(class_token, norm1) if query else norm1(class_token)
+        class_token = class_token + gamma1 * attend(q, context(class_token, patches, norm1))
         return class_token + gamma2 * mlp(norm2(class_token))
 
     return layer
 
 
-_unnormalised_context = _asks(
+_unnormalised_context = _attending(
     lambda class_token, patches, norm1: torch.cat([norm1(class_token), patches], dim=1)
 )
-_only_patches = _asks(lambda class_token, patches, norm1: norm1(patches))
-_only_raw_patches = _asks(lambda class_token, patches, norm1: patches)
-_nothing_normalised_in_the_context = _asks(
+_only_patches = _attending(lambda class_token, patches, norm1: norm1(patches))
+_only_raw_patches = _attending(lambda class_token, patches, norm1: patches)
+_nothing_normalised_in_the_context = _attending(
     lambda class_token, patches, norm1: torch.cat([class_token, patches], dim=1)
 )
-_unnormalised_query = _asks(
+_unnormalised_query = _attending(
     lambda class_token, patches, norm1: norm1(torch.cat([class_token, patches], dim=1)),
-    asker=lambda class_token, norm1: class_token,
+    query=lambda class_token, norm1: class_token,
 )
 
 
@@ -270,7 +315,7 @@ def _no_residual(class_token, patches, norm1, attend, gamma1, norm2, mlp, gamma2
 
 
 def _class_layer_case(seed: int, b: int, n: int, d: int, hidden: int) -> tuple:
-    """A class token, patches and the parts of a layer as plain functions, with weights large enough to show every mistake."""
+    """A class token, patches and the parts of a layer, as functions with weights that show every mistake."""
     shapes = (
         (b, 1, d),
         (b, n, d),
@@ -304,37 +349,59 @@ CLASS_LAYER = Exercise(
     name="class_layer",
     solution=class_layer,
     cases=(_class_layer_case(0, 2, 5, 4, 6), _class_layer_case(1, 3, 3, 6, 8)),
-    praise="One norm over class token and patches, the class token among the keys, each branch with its factor: as published.",
+    praise=(
+        "One norm over class token and patches, the class token among the keys, each branch with its "
+        "factor: as published."
+    ),
     mistakes={
         "as it came": Mistake(
             _as_the_library_has_it,
-            says="This is the function as it came. Three things are wrong in it: what the patches pass before they are asked, "
-            "what the mlp reads, and which gamma belongs to which branch.",
+            says=(
+                "This is the function as it came. Three things are wrong in it: what the patches pass "
+                "before they are attended to, what the mlp reads, and which gamma belongs to which branch."
+            ),
         ),
         "unnormalised patches": Mistake(
             _unnormalised_context,
-            says="The class token is normalised, the patches that it asks are not. Join first, then normalise all: "
-            "norm1(torch.cat([class_token, patches], dim=1)).",
+            says=(
+                "The class token is normalised, the patches that it asks are not. Join first, then "
+                "normalise all: norm1(torch.cat([class_token, patches], dim=1))."
+            ),
         ),
         "unnormalised context": Mistake(
             _nothing_normalised_in_the_context,
-            says="The query is normalised, what it asks is not: keys and values come from norm1 of class token and patches.",
+            says=(
+                "The query is normalised, its context is not: keys and values come from norm1 of class "
+                "token and patches."
+            ),
         ),
         "unnormalised query": Mistake(
             _unnormalised_query,
-            says="What is asked is normalised, the asker is not: its query comes from norm1(class_token), row 0 of the normalised tokens.",
+            says=(
+                "The context is normalised, the query is not: it comes from norm1(class_token), "
+                "row 0 of the normalised tokens."
+            ),
         ),
         "class token not among the keys": Mistake(
             _only_patches,
-            says="Only the patches are asked. The class token asks itself too: it is the first of the n + 1 keys.",
+            says=(
+                "The class token attends to the patches only. It attends to itself too: it is the first of "
+                "the n + 1 keys."
+            ),
         ),
         "raw patches alone": Mistake(
             _only_raw_patches,
-            says="The context is the bare patches. It is norm1 of the class token and the patches, n + 1 tokens.",
+            says=(
+                "The context is the bare patches. It is norm1 of the class token and the patches, n + 1 "
+                "tokens."
+            ),
         ),
         "gammas swapped": Mistake(
             _gammas_swapped,
-            says="gamma1 and gamma2 changed places. They have the same shape, so only values show it: gamma1 is the attention's.",
+            says=(
+                "gamma1 and gamma2 changed places. They have the same shape, so only values show it: "
+                "gamma1 is the attention's."
+            ),
         ),
         "no gammas": Mistake(
             _no_gammas,
@@ -346,14 +413,17 @@ CLASS_LAYER = Exercise(
         ),
         "mlp on the old token": Mistake(
             _mlp_on_the_old_token,
-            says="The mlp read the class token as it came in, not as it is after the attention: update class_token first.",
+            says=(
+                "The mlp read the class token as it came in, not as it is after the attention: update "
+                "class_token first."
+            ),
         ),
         "no residual": Mistake(
             _no_residual,
             says="Nothing is added: each branch gives a change, class_token + gamma * branch.",
         ),
     },
-)  # fmt: skip
+)
 
 
 EXERCISES: list[Exercise] = [FOLD_LAYER_SCALE, LAYER_DROP, CLASS_LAYER]

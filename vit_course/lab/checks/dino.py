@@ -1,5 +1,7 @@
 """Exercises of lesson 10: the teacher's target, the loss of two views, and Sinkhorn's way to centre."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=_generator)
 
 
-# ---- warm-up: teacher_target -------------------------------------------------------------------------------------------------
+# ---- warm-up: teacher_target -------------------------------------------------------------------------------
 
 
 def _teacher_target(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
@@ -32,7 +34,8 @@ TEACHER_TARGET = Exercise(
     mistakes={
         "not centred": Mistake(
             lambda logits, center, temperature: (logits / temperature).softmax(dim=-1),
-            "The center is not used: a prototype that the teacher always likes stays ahead. Take it away before the softmax.",
+            "The center is not used: a prototype that the teacher always likes stays ahead. Take it away "
+            "before the softmax.",
         ),
         "centre added": Mistake(
             lambda logits, center, temperature: ((logits + center) / temperature).softmax(dim=-1),
@@ -40,20 +43,21 @@ TEACHER_TARGET = Exercise(
         ),
         "centred after the temperature": Mistake(
             lambda logits, center, temperature: (logits / temperature - center).softmax(dim=-1),
-            "The center is taken away after the division by the temperature, where it is far too small: (logits - center) / temperature.",
+            "The center is taken away after the division by the temperature, where it is far too small: "
+            "(logits - center) / temperature.",
         ),
         "centred after the softmax": Mistake(
             lambda logits, center, temperature: (logits / temperature).softmax(dim=-1) - center,
             lambda answer: (
-                f"Your first row sums to {answer.flatten(0, -2)[0].sum():.2f}: the center is a mean of logits, so it "
-                "belongs before the softmax."
+                f"Your first row sums to {answer.flatten(0, -2)[0].sum():.2f}: the center is a mean of "
+                "logits, so it belongs before the softmax."
             ),
         ),
         "not sharpened": Mistake(
             lambda logits, center, temperature: (logits - center).softmax(dim=-1),
             lambda answer: (
-                f"The largest target of your first row is {answer.flatten(0, -2)[0].max():.2f}, hardly more than the others: divide by the "
-                "temperature before the softmax."
+                f"The largest target of your first row is {answer.flatten(0, -2)[0].max():.2f}, hardly more "
+                "than the others: divide by the temperature before the softmax."
             ),
         ),
         "multiplied by the temperature": Mistake(
@@ -63,24 +67,31 @@ TEACHER_TARGET = Exercise(
         "softmax over the batch": Mistake(
             lambda logits, center, temperature: ((logits - center) / temperature).softmax(dim=-2),
             lambda answer: (
-                f"Your first row sums to {answer.flatten(0, -2)[0].sum():.2f}: the softmax ran over the pictures; "
-                "the prototypes are the last axis."
+                f"Your first row sums to {answer.flatten(0, -2)[0].sum():.2f}: the softmax ran over the "
+                "pictures; the prototypes are the last axis."
             ),
         ),
         "logarithm": Mistake(
             lambda logits, center, temperature: ((logits - center) / temperature).log_softmax(dim=-1),
-            "These are logarithms. The student is needed as a logarithm; the target is the plain probability.",
+            "These are logarithms. The student is needed as a logarithm; the target is the plain "
+            "probability.",
         ),
     },
-)  # fmt: skip
+)
 
 
-# ---- core: two_view_loss -----------------------------------------------------------------------------------------------------
+# ---- core: two_view_loss -----------------------------------------------------------------------------------
 
 
 def _two_view_loss(
-    student: Tensor, teacher: Tensor, center: Tensor, *, student_temp: float = 0.1, teacher_temp: float = 0.04, mistake: str = ""
-) -> Tensor:  # fmt: skip
+    student: Tensor,
+    teacher: Tensor,
+    center: Tensor,
+    *,
+    student_temp: float = 0.1,
+    teacher_temp: float = 0.04,
+    mistake: str = "",
+) -> Tensor:
     """The loss for two views, or one with a mistake in it."""
     if mistake == "roles swapped":
         student, teacher = teacher, student
@@ -92,10 +103,14 @@ def _two_view_loss(
     log_probabilities = F.log_softmax(student / student_temp, dim=-1)
     if mistake == "no logarithm":
         log_probabilities = log_probabilities.exp()
-    pairs = torch.stack([
-        -(targets[i] * log_probabilities[v]).sum(dim=-1)
-        for i in range(2) for v in range(2) if v != i or mistake == "same view too"
-    ])  # fmt: skip
+    pairs = torch.stack(
+        [
+            -(targets[i] * log_probabilities[v]).sum(dim=-1)
+            for i in range(2)
+            for v in range(2)
+            if v != i or mistake == "same view too"
+        ]
+    )
     if mistake == "summed over the batch":
         return pairs.sum(dim=1).mean()
     if mistake == "averaged over the prototypes":
@@ -105,7 +120,7 @@ def _two_view_loss(
     return -pairs.mean() if mistake == "sign" else pairs.mean()
 
 
-def _two_view_mistake(name: str, says: str, **changed: float) -> Mistake:
+def _two_view_mistake(name: str, says: str, **changed: Any) -> Mistake:
     return Mistake(lambda *case: _two_view_loss(*case, mistake=name, **changed), says)
 
 
@@ -122,18 +137,27 @@ TWO_VIEW_LOSS = Exercise(
         name: _two_view_mistake(name, says)
         for name, says in {
             "same view": (
-                "You compare each view with itself. The student's view 0 has to say what the teacher says of view 1, "
-                "and the other way round."
+                "You compare each view with itself. The student's view 0 has to say what the teacher says "
+                "of view 1, and the other way round."
             ),
             "same view too": (
-                "All four pairs are in it. Leave out the two in which teacher and student see the same picture: agreeing there is too easy."
+                "All four pairs are in it. Leave out the two in which teacher and student see the same "
+                "picture: agreeing there is too easy."
             ),
-            "roles swapped": "Student and teacher have changed places: the teacher gives the target, the student the logarithm.",
+            "roles swapped": (
+                "Student and teacher have changed places: the teacher gives the target, the student the "
+                "logarithm."
+            ),
             "student centred too": "The center is the teacher's: leave the student's logits as they are.",
-            "no logarithm": "The student's probabilities need their logarithm: a cross-entropy is -Σ q log p.",
-            "summed over the batch": "The pictures of the batch are added up; take their mean, or the loss grows with the batch.",
+            "no logarithm": (
+                "The student's probabilities need their logarithm: a cross-entropy is -Σ q log p."
+            ),
+            "summed over the batch": (
+                "The pictures of the batch are added up; take their mean, or the loss grows with the batch."
+            ),
             "averaged over the prototypes": (
-                "You take the mean over the prototypes too. A cross-entropy is their sum; the mean is over pictures and pairs."
+                "You take the mean over the prototypes too. A cross-entropy is their sum; the mean is over "
+                "pictures and pairs."
             ),
             "pairs added": "The two pairs are added up; take their mean.",
             "sign": "The sign is turned round: a cross-entropy is minus the sum.",
@@ -142,7 +166,8 @@ TWO_VIEW_LOSS = Exercise(
     | {
         "one temperature": _two_view_mistake(
             "one temperature",
-            "The target has the student's temperature. The teacher's is lower, 0.04: sharper than what the student says.",
+            "The target has the student's temperature. The teacher's is lower, 0.04: sharper than what the "
+            "student says.",
             teacher_temp=0.1,
         ),
         "temperatures swapped": _two_view_mistake(
@@ -153,19 +178,24 @@ TWO_VIEW_LOSS = Exercise(
         ),
         "clipped": Mistake(
             lambda student, teacher, center: (
-                -torch.stack([
-                    ((teacher[i] - center) / 0.04).softmax(-1) * ((student[1 - i] / 0.1).softmax(-1) + 1e-20).log()
-                    for i in range(2)
-                ]).sum(-1).mean()
+                -torch.stack(
+                    [
+                        ((teacher[i] - center) / 0.04).softmax(-1)
+                        * ((student[1 - i] / 0.1).softmax(-1) + 1e-20).log()
+                        for i in range(2)
+                    ]
+                )
+                .sum(-1)
+                .mean()
             ),
-            "Right in easy cases, but log(softmax + a little) stops at 46 and its gradient with it: where the student is very "
-            "sure and wrong the true loss is larger. Use F.log_softmax.",
+            "Right in easy cases, but log(softmax + a little) stops at 46 and its gradient with it: where "
+            "the student is very sure and wrong the true loss is larger. Use F.log_softmax.",
         ),
     },
-)  # fmt: skip
+)
 
 
-# ---- stretch: sinkhorn -------------------------------------------------------------------------------------------------------
+# ---- stretch: sinkhorn -------------------------------------------------------------------------------------
 
 
 def _sinkhorn(logits: Tensor, temperature: float, rounds: int, *, mistake: str = "") -> Tensor:
@@ -180,7 +210,7 @@ def _sinkhorn(logits: Tensor, temperature: float, rounds: int, *, mistake: str =
         "columns": lambda shares: shares / shares.sum(dim=0, keepdim=True) * b / k,
         "rows": lambda shares: shares / shares.sum(dim=1, keepdim=True),
     }
-    order = ("rows", "columns") if mistake == "rows first" else ("columns", "rows")
+    order: tuple[str, ...] = ("rows", "columns") if mistake == "rows first" else ("columns", "rows")
     if mistake in ("rows only", "columns only"):
         order = (mistake.split()[0],)
     for _ in range(1 if mistake == "one round" else rounds):
@@ -193,23 +223,35 @@ SINKHORN = Exercise(
     name="sinkhorn",
     solution=_sinkhorn,
     cases=((0.5 * _random(6, 3), 0.2, 3), (0.5 * _random(4, 8), 0.3, 2), (0.5 * _random(5, 5), 0.5, 1)),
-    praise="Each picture has a distribution, and no prototype can take them all: what a centre does slowly, done within one batch.",
+    praise=(
+        "Each picture has a distribution, and no prototype can take them all: what a centre does slowly, "
+        "done within one batch."
+    ),
     mistakes={
         name: Mistake(lambda *case, name=name: _sinkhorn(*case, mistake=name), says)
         for name, says in {
-            "rows only": "Only the pictures are normalised: this is a plain softmax, and one prototype may still take every picture.",
-            "columns only": "Only the prototypes are normalised. End each round with the pictures, so that each row is a distribution.",
+            "rows only": (
+                "Only the pictures are normalised: this is a plain softmax, and one prototype may still "
+                "take every picture."
+            ),
+            "columns only": (
+                "Only the prototypes are normalised. End each round with the pictures, so that each row is "
+                "a distribution."
+            ),
             "rows first": (
-                "Rows first, then columns: then the rows do not sum to one at the end. The pictures have the last word, "
-                "since their rows are the targets."
+                "Rows first, then columns: then the rows do not sum to one at the end. The pictures have "
+                "the last word, since their rows are the targets."
             ),
             "one round": "Only one round: repeat both divisions `rounds` times.",
             "softmax first": (
-                "You start from a softmax, which divides the rows once more than asked: start from exp(logits / temperature)."
+                "You start from a softmax, which divides the rows once too often: start from "
+                "exp(logits / temperature)."
             ),
-            "temperature multiplied": "Divide by the temperature before the exponential: a low one makes sharp targets.",
+            "temperature multiplied": (
+                "Divide by the temperature before the exponential: a low one makes sharp targets."
+            ),
         }.items()
     },
-)  # fmt: skip
+)
 
 EXERCISES = [TEACHER_TARGET, TWO_VIEW_LOSS, SINKHORN]

@@ -1,4 +1,4 @@
-"""Exercises of lesson 08: softened targets, the soft loss, and a forward pass with two tokens and two heads."""
+"""Exercises of lesson 08: softened targets, the soft loss, and a forward pass with two tokens, two heads."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=_generator)
 
 
-# ---- warm-up: soft_targets ----------------------------------------------------------------------------------------------------
+# ---- warm-up: soft_targets ---------------------------------------------------------------------------------
 
 
 def _soft_targets(logits: Tensor, temperature: float) -> Tensor:
@@ -35,7 +35,8 @@ SOFT_TARGETS = Exercise(
         "multiplied": Mistake(
             lambda logits, temperature: (logits * temperature).softmax(dim=-1),
             says=lambda answer: (
-                f"The largest share of the first row is {answer[0].max():.3f}: it became harder, not softer. Divide by the temperature."
+                f"The largest share of the first row is {answer[0].max():.3f}: it became harder, not "
+                "softer. Divide by the temperature."
             ),
         ),
         "divided after the softmax": Mistake(
@@ -45,7 +46,8 @@ SOFT_TARGETS = Exercise(
         "over the pictures": Mistake(
             lambda logits, temperature: (logits / temperature).softmax(dim=0),
             says=lambda answer: (
-                f"{_row_sum(answer).capitalize()}: the softmax ran over the pictures. Use dim=-1, the classes."
+                f"{_row_sum(answer).capitalize()}: the softmax ran over the pictures. Use dim=-1, the "
+                "classes."
             ),
         ),
         "temperature forgotten": Mistake(
@@ -59,19 +61,22 @@ SOFT_TARGETS = Exercise(
         "root without normalising": Mistake(
             lambda logits, temperature: logits.softmax(dim=-1) ** (1 / temperature),
             says=lambda answer: (
-                f"Nearly: the roots of the shares are right as odds, but {_row_sum(answer)}. Divide by the sum, "
-                "or divide the logits and take one softmax."
+                f"Nearly: the roots of the shares are right as odds, but {_row_sum(answer)}. Divide by the "
+                "sum, or divide the logits and take one softmax."
             ),
         ),
         "hard answers": Mistake(
             lambda logits, temperature: F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float(),
-            says="These are the teacher's answers, zero or one: the soft targets say how likely it finds the other classes, too.",
+            says=(
+                "These are the teacher's answers, zero or one: the soft targets say how likely it finds "
+                "the other classes, too."
+            ),
         ),
     },
 )
 
 
-# ---- core: soft_loss ----------------------------------------------------------------------------------------------------------
+# ---- core: soft_loss ---------------------------------------------------------------------------------------
 
 
 def _soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -101,26 +106,28 @@ SOFT_LOSS = Exercise(
         "no T²": Mistake(
             lambda student, teacher, temperature: _soft_loss(student, teacher, temperature) / temperature**2,
             _says_ratio(
-                "The divergence is right, but its gradient shrinks with the square of the temperature: multiply by temperature**2."
+                "The divergence is right, but its gradient shrinks with the square of the temperature: "
+                "multiply by temperature**2."
             ),
         ),
         "T instead of T²": Mistake(
             lambda student, teacher, temperature: _soft_loss(student, teacher, temperature) / temperature,
             _says_ratio(
-                "You multiplied by T. One factor 1/T stands in front of the gradient, the other hides in q - p: it takes T²."
+                "You multiplied by T. One factor 1/T stands in front of the gradient, the other hides in q "
+                "- p: it takes T²."
             ),
         ),
         "turned round": Mistake(
             lambda student, teacher, temperature: _soft_loss(teacher, student, temperature),
-            "This is KL(student ‖ teacher). The teacher's shares are the weights: sum p · (log p - log q) with p from the teacher. "
-            "(F.kl_div wants the student first, which is easy to turn round.)",
+            "This is KL(student ‖ teacher). The teacher's shares are the weights: sum p · (log p - log q) "
+            "with p from the teacher. (F.kl_div wants the student first, which is easy to turn round.)",
         ),
         "only the teacher softened": Mistake(
             lambda student, teacher, temperature: (
                 temperature**2 * _kl(teacher / temperature, student).sum() / len(student)
             ),
-            "The teacher was softened and the student was not: they would agree only if the student learned to be T times as unsure. "
-            "Divide both by the temperature.",
+            "The teacher was softened and the student was not: they would agree only if the student "
+            "learned to be T times as unsure. Divide both by the temperature.",
         ),
         "only the student softened": Mistake(
             lambda student, teacher, temperature: (
@@ -133,8 +140,8 @@ SOFT_LOSS = Exercise(
                 _soft_loss(student, teacher, temperature) / student.shape[-1]
             ),
             _says_ratio(
-                "You took the mean over all b · classes numbers. A divergence is a sum over classes; only the pictures are averaged "
-                '(reduction="batchmean", not "mean").'
+                "You took the mean over all b · classes numbers. A divergence is a sum over classes; only "
+                'the pictures are averaged (reduction="batchmean", not "mean").'
             ),
         ),
         "sum over pictures": Mistake(
@@ -150,8 +157,8 @@ SOFT_LOSS = Exercise(
                 / len(student)
             ),
             _says_ratio(
-                "This is the cross-entropy with the soft targets. Its gradient is right, but it is not zero where both agree: "
-                "subtract the teacher's own entropy, p · log p."
+                "This is the cross-entropy with the soft targets. Its gradient is right, but it is not "
+                "zero where both agree: subtract the teacher's own entropy, p · log p."
             ),
         ),
         "sign": Mistake(
@@ -162,7 +169,7 @@ SOFT_LOSS = Exercise(
 )
 
 
-# ---- stretch: two_token_logits ------------------------------------------------------------------------------------------------
+# ---- stretch: two_token_logits -----------------------------------------------------------------------------
 
 
 def _two_token_logits(
@@ -208,7 +215,7 @@ def _two_token_logits(
 
 
 def _two_token_case(b: int, n: int, d: int, classes: int) -> tuple:
-    """Tokens, positions, and the three parts as plain functions with weights large enough to show every mistake."""
+    """Tokens, positions, and three parts as functions with weights large enough to show every mistake."""
     mixing, value, first, second = _random(d, d), _random(d, d), _random(d, classes), _random(d, classes)
 
     def blocks(tokens: Tensor) -> Tensor:
@@ -216,40 +223,57 @@ def _two_token_case(b: int, n: int, d: int, classes: int) -> tuple:
         return F.layer_norm(tokens + weights @ tokens @ value, (d,))
 
     return (
-        _random(b, n, d), _random(1, 1, d), _random(1, 1, d), _random(1, n + 2, d), blocks, lambda token: token @ first,
+        _random(b, n, d),
+        _random(1, 1, d),
+        _random(1, 1, d),
+        _random(1, n + 2, d),
+        blocks,
+        lambda token: token @ first,
         lambda token: token @ second,
-    )  # fmt: skip
+    )
 
 
 TWO_TOKEN_LOGITS = Exercise(
     name="two_token_logits",
     solution=_two_token_logits,
     cases=(_two_token_case(2, 5, 4, 3), _two_token_case(3, 4, 6, 5)),
-    praise="Two tokens with positions of their own, each read by its own head, and the mean of what they say: DeiT at test time.",
+    praise=(
+        "Two tokens with positions of their own, each read by its own head, and the mean of what they say: "
+        "DeiT at test time."
+    ),
     mistakes={
         name: Mistake(lambda *case, _name=name: _two_token_logits(*case, mistake=_name), says)
         for name, says in {
             "distillation token last": (
-                "The distillation token stands behind the patches, so every patch meets the position of its neighbour. "
-                "It comes second: class token, distillation token, patches."
+                "The distillation token stands behind the patches, so every patch meets the position of "
+                "its neighbour. It comes second: class token, distillation token, patches."
             ),
-            "tokens swapped": "The distillation token stands first. The order is class token, distillation token, patches.",
+            "tokens swapped": (
+                "The distillation token stands first. The order is class token, distillation token, patches."
+            ),
             "no position for the new token": (
-                "The distillation token has no position. It gets row 1 of `positions`: join all tokens first, then add."
+                "The distillation token has no position. It gets row 1 of `positions`: join all tokens "
+                "first, then add."
             ),
-            "no positions": "The order is right, but no positions were added: one row for each token, both learned ones included.",
+            "no positions": (
+                "The order is right, but no positions were added: one row for each token, both learned "
+                "ones included."
+            ),
             "both heads on the class token": (
-                "Both heads read token 0. `head_dist` reads token 1, which is what listens to the teacher."
+                "Both heads read token 0. `head_dist` reads token 1, which is what learns from the teacher."
             ),
             "heads swapped": "The heads changed places: `head` reads token 0, `head_dist` token 1.",
             "class head only": (
-                "This is the class head alone: half of what was learned is thrown away. Take the mean of both heads."
+                "This is the class head alone: half of what was learned is thrown away. Take the mean of "
+                "both heads."
             ),
             "sum": (
-                "You added the two logits. The answer would be the same class, but twice as sure of it: divide by 2."
+                "You added the two logits. The answer would be the same class, but twice as sure of it: "
+                "divide by 2."
             ),
             "mean of the shares": (
-                "You averaged after the softmax. DeiT averages the logits, so that the result is logits again."
+                "You averaged after the softmax. DeiT averages the logits, so that the result is logits "
+                "again."
             ),
         }.items()
     },

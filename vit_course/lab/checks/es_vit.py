@@ -1,4 +1,6 @@
-"""Exercises of lesson 11: the targets of the matches, the region loss of one pair of views, and matches that are mutual."""
+"""Exercises of lesson 11: the targets of the matches, the region loss of a pair of views, mutual matches."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ def _cosines(student: Tensor, teacher: Tensor) -> Tensor:
     return F.normalize(student, dim=-1) @ F.normalize(teacher, dim=-1).mT
 
 
-# ---- warm-up: matched_targets ------------------------------------------------------------------------------------------------
+# ---- warm-up: matched_targets ------------------------------------------------------------------------------
 
 
 def _matched_targets(targets: Tensor, match: Tensor) -> Tensor:
@@ -54,39 +56,48 @@ MATCHED_TARGETS = Exercise(
     mistakes={
         "first picture's matches": Mistake(
             _by_the_first_picture,
-            "Right for the first picture only: you use its matches for all. Each picture has a row of its own in match.",
+            "Right for the first picture only: you use its matches for all. Each picture has a row of its "
+            "own in match.",
         ),
         "all pictures for each": Mistake(
             lambda targets, match: targets[:, match],
             lambda answer: (
-                f"Your answer has the shape {tuple(answer.shape)}: targets[:, match] takes every picture's matches from every "
-                "picture. Name the picture too: torch.arange(b)[:, None] beside match."
+                f"Your answer has the shape {tuple(answer.shape)}: targets[:, match] takes every picture's "
+                "matches from every picture. Name the picture too: torch.arange(b)[:, None] beside match."
             ),
         ),
         "first regions": Mistake(
             lambda targets, match: targets[:, torch.arange(match.shape[1]).clamp(max=targets.shape[1] - 1)],
-            "These are the teacher's regions in their own order; match is not used. Region j is to get the target number match[j].",
+            "These are the teacher's regions in their own order; match is not used. Region j is to get the "
+            "target number match[j].",
         ),
         "put instead of fetched": Mistake(
             _scattered,
-            "You put target j to the place match[j] (scatter). It is the other way round: place j fetches the target number match[j] "
-            "(gather).",
+            "You put target j to the place match[j] (scatter). It is the other way round: place j fetches "
+            "the target number match[j] (gather).",
         ),
         "mean of all": Mistake(
             lambda targets, match: targets.mean(dim=1, keepdim=True).expand(-1, match.shape[1], -1),
             "Every region gets the mean of all targets: that would teach the view, not the region.",
         ),
     },
-)  # fmt: skip
+)
 
 
-# ---- core: pair_loss ---------------------------------------------------------------------------------------------------------
+# ---- core: pair_loss ---------------------------------------------------------------------------------------
 
 
 def _pair_loss(
-    student: Tensor, student_features: Tensor, teacher: Tensor, teacher_features: Tensor, center: Tensor,
-    *, student_temp: float = 0.1, teacher_temp: float = 0.04, mistake: str = "",
-) -> Tensor:  # fmt: skip
+    student: Tensor,
+    student_features: Tensor,
+    teacher: Tensor,
+    teacher_features: Tensor,
+    center: Tensor,
+    *,
+    student_temp: float = 0.1,
+    teacher_temp: float = 0.04,
+    mistake: str = "",
+) -> Tensor:
     """The region loss of one pair of views, or one with a mistake in it."""
     likeness = _cosines(student_features, teacher_features)
     if mistake == "not normalised":
@@ -115,7 +126,7 @@ def _pair_loss(
     return -terms.mean() if mistake == "sign" else terms.mean()
 
 
-def _pair_mistake(name: str, says: str, **changed: float) -> Mistake:
+def _pair_mistake(name: str, says: str, **changed: Any) -> Mistake:
     return Mistake(lambda *case: _pair_loss(*case, mistake=name, **changed), says)
 
 
@@ -130,8 +141,12 @@ def _pair_case(b: int, t: int, s: int, k: int) -> tuple[Tensor, ...]:
 
 
 _SURE_AND_WRONG = (
-    torch.tensor([[[40.0, 0.0]]]), torch.ones(1, 1, 6), torch.tensor([[[0.0, 40.0]]]), torch.ones(1, 1, 6), torch.zeros(2)
-)  # fmt: skip
+    torch.tensor([[[40.0, 0.0]]]),
+    torch.ones(1, 1, 6),
+    torch.tensor([[[0.0, 40.0]]]),
+    torch.ones(1, 1, 6),
+    torch.zeros(2),
+)
 
 PAIR_LOSS = Exercise(
     name="pair_loss",
@@ -142,24 +157,33 @@ PAIR_LOSS = Exercise(
         name: _pair_mistake(name, says)
         for name, says in {
             "not normalised": (
-                "The features are multiplied as they are, so long ones win. Divide the teacher's by their lengths before "
-                "the match."
+                "The features are multiplied as they are, so long ones win. Divide the teacher's by their "
+                "lengths before the match."
             ),
-            "match by logits": "You match by the logits. The match is made of the backbone's features; the logits say what is asked.",
+            "match by logits": (
+                "You match by the logits. The match is made of the backbone's features; the logits say "
+                "what is asked."
+            ),
             "least alike": "You match what is least alike: argmax of the cosines, not argmin.",
             "same place": (
-                "Region j is compared with the teacher's region j. The views are different crops: the same number is another "
-                "piece of the scene."
+                "Region j is compared with the teacher's region j. The views are different crops: the same "
+                "number is another piece of the scene."
             ),
             "match of the teacher's regions": (
-                "You look for a match for each of the teacher's regions and take the mean over them. It is the student's regions that are "
-                "asked: one term for each."
+                "You look for a match for each of the teacher's regions and take the mean over them. It is "
+                "the student's regions that count: one term for each."
             ),
-            "not centred": "The center is not used: take it away from the teacher's logits before the softmax.",
+            "not centred": (
+                "The center is not used: take it away from the teacher's logits before the softmax."
+            ),
             "student centred too": "The center is the teacher's: leave the student's logits as they are.",
-            "summed over the regions": "The regions are added up; take their mean, or a large view would count for more than a small one.",
+            "summed over the regions": (
+                "The regions are added up; take their mean, or a large view would count for more than a "
+                "small one."
+            ),
             "averaged over the prototypes": (
-                "You take the mean over the prototypes too. A cross-entropy is their sum; the mean is over pictures and regions."
+                "You take the mean over the prototypes too. A cross-entropy is their sum; the mean is over "
+                "pictures and regions."
             ),
             "sign": "The sign is turned round: a cross-entropy is minus the sum.",
         }.items()
@@ -173,14 +197,15 @@ PAIR_LOSS = Exercise(
         ),
         "one temperature": _pair_mistake(
             "one temperature",
-            "The target has the student's temperature. The teacher's is lower, 0.04: sharper than what the student says.",
+            "The target has the student's temperature. The teacher's is lower, 0.04: sharper than what the "
+            "student says.",
             teacher_temp=0.1,
         ),
     },
-)  # fmt: skip
+)
 
 
-# ---- stretch: mutual_matches -------------------------------------------------------------------------------------------------
+# ---- stretch: mutual_matches -------------------------------------------------------------------------------
 
 
 def _mutual(likeness: Tensor) -> Tensor:
@@ -212,35 +237,42 @@ def _has_a_match_of_its_own(student: Tensor, teacher: Tensor) -> Tensor:
 MUTUAL_MATCHES = Exercise(
     name="mutual_matches",
     solution=_mutual_matches,
-    cases=((_features(2, 5, 4), _features(2, 7, 4)), (_features(3, 9, 4), _features(3, 6, 4)), (_features(3, 8, 3), _features(3, 8, 3))),
+    cases=(
+        (_features(2, 5, 4), _features(2, 7, 4)),
+        (_features(3, 9, 4), _features(3, 6, 4)),
+        (_features(3, 8, 3), _features(3, 8, 3)),
+    ),
     praise="There and back again: only pairs that choose each other are left.",
     mistakes={
         "not normalised": Mistake(
             lambda student, teacher: _mutual(student @ teacher.mT),
-            "The features are multiplied as they are. On the way back the student's lengths decide as well: normalise both.",
+            "The features are multiplied as they are. On the way back the student's lengths decide as "
+            "well: normalise both.",
         ),
         "only the teacher's normalised": Mistake(
             lambda student, teacher: _mutual(student @ F.normalize(teacher, dim=-1).mT),
-            "You normalise the teacher's features only. That is enough on the way there; on the way back the student's lengths "
-            "decide: normalise both.",
+            "You normalise the teacher's features only. That is enough on the way there; on the way back "
+            "the student's lengths decide: normalise both.",
         ),
         "same number": Mistake(
             _same_number,
-            "You ask whether region j matches region number j. Mutual means: the match of its match is j again.",
+            "You test whether region j matches region number j. Mutual means: the match of its match is j "
+            "again.",
         ),
         "somebody's match": Mistake(
             _is_anyones,
-            "You ask whether any region of the teacher goes to j. It must be the one that j itself goes to.",
+            "You test whether any region of the teacher goes to j. It must be the one that j itself goes to.",
         ),
         "nobody else's": Mistake(
             _has_a_match_of_its_own,
-            "You ask whether j shares its match with no other region. Of several that go to one region, the one it goes back to is mutual.",
+            "You test whether j shares its match with no other region. Of several that go to one region, "
+            "the one it goes back to is mutual.",
         ),
         "turned round": Mistake(
             lambda student, teacher: ~_mutual_matches(student, teacher),
             "Right the other way round: True is for mutual matches.",
         ),
     },
-)  # fmt: skip
+)
 
 EXERCISES = [MATCHED_TARGETS, PAIR_LOSS, MUTUAL_MATCHES]

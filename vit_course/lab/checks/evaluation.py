@@ -1,4 +1,6 @@
-"""Exercises of lesson 09: the purity of neighbourhoods, PASCAL's average precision, and a linear probe in closed form."""
+"""Exercises of lesson 09: purity of neighbourhoods, PASCAL's average precision, a linear probe by algebra."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ def _blobs(seed: int, b: int, d: int, classes: int) -> tuple[Tensor, Tensor]:
     return features * (0.3 + 3 * torch.rand(b, 1, generator=generator)), labels
 
 
-# --------------------------------------------------------------------------------------------------------------- neighbour_purity
+# ------------------------------------------------------------------------------------------- neighbour_purity
 
 
 def neighbour_purity(features: Tensor, labels: Tensor, k: int) -> float:
@@ -65,42 +67,58 @@ NEIGHBOUR_PURITY = Exercise(
     name="neighbour_purity",
     solution=neighbour_purity,
     cases=((*_blobs(0, 40, 6, 4), 5), (*_blobs(1, 30, 4, 3), 3), (*_blobs(2, 50, 8, 5), 7)),
-    praise="No training, no test set, and nobody was his own neighbour: the cheapest honest question to features.",
+    praise=(
+        "No training, no test set, and nobody was his own neighbour: the cheapest honest question to "
+        "features."
+    ),
     mistakes={
         "itself among the neighbours": Mistake(
             _with_itself,
-            says="Each picture was counted among its own neighbours: it always agrees with itself. Put the diagonal of the "
-            "similarities out of the way before topk, with fill_diagonal_(-2).",
+            says=(
+                "Each picture was counted among its own neighbours: it always agrees with itself. Put the "
+                "diagonal of the similarities out of the way before topk, with fill_diagonal_(-2)."
+            ),
         ),
         "one neighbour too few": Mistake(
             _one_too_few,
-            says="The picture itself was dropped after topk(k), so only k - 1 others are left. Ask for k + 1 and drop the first, or "
-            "put the diagonal out of the way beforehand.",
+            says=(
+                "The picture itself was dropped after topk(k), so only k - 1 others are left. Take k + "
+                "1 and drop the first, or put the diagonal out of the way beforehand."
+            ),
         ),
         "not normalised": Mistake(
             _not_normalised,
-            says="Plain dot products: a long feature is then everybody's neighbour. The cosine wants rows of length one, "
-            "F.normalize(features, dim=1).",
+            says=(
+                "Plain dot products: a long feature is then everybody's neighbour. The cosine wants rows "
+                "of length one, F.normalize(features, dim=1)."
+            ),
         ),
         "by distance": Mistake(
             _by_distance,
-            says="These are neighbours by distance. They agree with those by cosine only where all features have one length; "
-            "normalise the rows and take dot products.",
+            says=(
+                "These are neighbours by distance. They agree with those by cosine only where all features "
+                "have one length; normalise the rows and take dot products."
+            ),
         ),
         "the farthest": Mistake(
             _farthest,
-            says="These are the k least similar pictures. topk gives the largest values, and a cosine is large where two are alike.",
+            says=(
+                "These are the k least similar pictures. topk gives the largest values, and a cosine is "
+                "large where two are alike."
+            ),
         ),
         "majority vote": Mistake(
             _majority,
-            says="You let the neighbours vote and counted right answers: that is accuracy. Asked is the share of neighbours with "
-            "the right label, (labels[nearest] == labels[:, None]).",
+            says=(
+                "You let the neighbours vote and counted right answers: that is accuracy. Wanted is the "
+                "share of neighbours with the right label, (labels[nearest] == labels[:, None])."
+            ),
         ),
     },
 )
 
 
-# ---------------------------------------------------------------------------------------------------------- voc_average_precision
+# -------------------------------------------------------------------------------------- voc_average_precision
 
 
 def _ranks(hits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +136,7 @@ def _eleven(precision: Tensor, recall: Tensor, questions: int = 11) -> float:
 
 
 def voc_average_precision(hits: Tensor, count: int) -> float:
-    """Mean over the recalls 0, .1 … 1 of the best precision at that recall or beyond. hits: (m,), the surest first."""
+    """Mean over the recalls 0, .1 … 1 of the best precision from there on; hits (m,), surest first."""
     return _eleven(*_ranks(hits, count))
 
 
@@ -164,44 +182,59 @@ VOC_AVERAGE_PRECISION = Exercise(
     name="voc_average_precision",
     solution=voc_average_precision,
     cases=((_hits("1010"), 3), (_hits("0110010"), 5), (_hits("1101101"), 10), (_hits("01"), 1)),
-    praise="Eleven questions to a staircase. COCO asks 101, and the numbers differ: say which one you report.",
+    praise=(
+        "Eleven questions to a staircase. COCO asks 101, and the numbers differ: say which one you report."
+    ),
     mistakes={
         "recall over the detected": Mistake(
             _over_detections,
-            says="Your recall ends at 1: it was divided by the hits. Objects that nobody found count too: divide by `count`.",
+            says=(
+                "Your recall ends at 1: it was divided by the hits. Objects that nobody found count too: "
+                "divide by `count`."
+            ),
         ),
         "no staircase": Mistake(
             _first_rank,
-            says="You took the precision at the first rank that reaches the recall. Asked is the best at that rank or any later "
-            "one: the staircase never climbs to the right.",
+            says=(
+                "You took the precision at the first rank that reaches the recall. Wanted is the best at "
+                "that rank or any later one: the staircase never climbs to the right."
+            ),
         ),
         "mean precision at the hits": Mistake(
             _mean_at_hits,
-            says="This is the mean of the precision at each hit, as search engines use it. VOC asks at eleven fixed recalls, 0, 0.1 … 1.",
+            says=(
+                "This is the mean of the precision at each hit, as search engines use it. VOC takes "
+                "it at eleven fixed recalls, 0, 0.1 … 1."
+            ),
         ),
         "ten questions": Mistake(
             _ten_questions,
-            says="Ten recalls were asked. From 0 to 1 in steps of 0.1 there are eleven: recall 0 is one of them.",
+            says=(
+                "You took ten recalls. From 0 to 1 in steps of 0.1 there are eleven: recall 0 is one of them."
+            ),
         ),
         "recalls nobody reached left out": Mistake(
             _skips_unreached,
-            says="Recalls that no rank reaches were left out of the mean. They count as 0: whoever finds half cannot get full marks.",
+            says=(
+                "Recalls that no rank reaches were left out of the mean. They count as 0: whoever finds "
+                "half cannot get full marks."
+            ),
         ),
         "101 questions": Mistake(
             _hundred_and_one,
-            says="That is COCO's number, from 101 recalls. VOC asked eleven times: 0, 0.1 … 1.",
+            says="That is COCO's number, from 101 recalls. VOC took eleven: 0, 0.1 … 1.",
         ),
     },
 )
 
 
-# ------------------------------------------------------------------------------------------------------------------- ridge_scores
+# ----------------------------------------------------------------------------------------------- ridge_scores
 
 
 def ridge_scores(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, classes: int, penalty: float
 ) -> Tensor:
-    """Least squares with a penalty, from centred features to centred one-hot targets: scores (test, classes)."""
+    """Least squares with a penalty, centred features to centred one-hot targets: scores (test, classes)."""
     return _ridge(train_features, train_labels, test_features, classes, penalty)
 
 
@@ -226,34 +259,35 @@ def _ridge(
     return (test_features - (test_features.mean(dim=0) if own_mean else mean)) @ weight + share * offset
 
 
-def _no_penalty(*arguments: object) -> Tensor:
-    return _ridge(*arguments[:4], 0.0)
+def _no_penalty(*arguments: Any) -> Tensor:
+    features, labels, tests, classes, _ = arguments
+    return _ridge(features, labels, tests, classes, 0.0)
 
 
-def _not_centred(*arguments: object) -> Tensor:
+def _not_centred(*arguments: Any) -> Tensor:
     return _ridge(*arguments, centre=False)
 
 
-def _without_offset(*arguments: object) -> Tensor:
-    features, labels, asked, classes, penalty = arguments
+def _without_offset(*arguments: Any) -> Tensor:
+    features, labels, _, classes, _ = arguments
     return _ridge(*arguments) - F.one_hot(labels, classes).to(features).mean(dim=0)
 
 
-def _test_mean(*arguments: object) -> Tensor:
+def _test_mean(*arguments: Any) -> Tensor:
     return _ridge(*arguments, own_mean=True)
 
 
-def _penalty_not_times_b(*arguments: object) -> Tensor:
+def _penalty_not_times_b(*arguments: Any) -> Tensor:
     return _ridge(*arguments, times_b=False)
 
 
-def _training_scores(*arguments: object) -> Tensor:
+def _training_scores(*arguments: Any) -> Tensor:
     features, labels, _, classes, penalty = arguments
     return _ridge(features, labels, features, classes, penalty)
 
 
-def _ridge_case(seed: int, b: int, asked: int, d: int, classes: int, penalty: float) -> tuple:
-    features, labels = _blobs(seed, b + asked, d, classes)
+def _ridge_case(seed: int, b: int, tests: int, d: int, classes: int, penalty: float) -> tuple:
+    features, labels = _blobs(seed, b + tests, d, classes)
     features = features + torch.linspace(-2, 2, d)  # far from the origin: centring must show
     return features[:b], labels[:b], features[b:], classes, penalty
 
@@ -262,33 +296,49 @@ RIDGE_SCORES = Exercise(
     name="ridge_scores",
     solution=ridge_scores,
     cases=(_ridge_case(0, 40, 9, 5, 3, 0.1), _ridge_case(1, 60, 12, 7, 4, 0.5)),
-    praise="A linear probe in one line of algebra. Its largest score names the class, and the test pictures were never asked for a mean.",
+    praise=(
+        "A linear probe in one line of algebra. Its largest score names the class, and the test pictures "
+        "were never asked for a mean."
+    ),
     mistakes={
         "no penalty": Mistake(
             _no_penalty,
-            says="The penalty is missing: these are plain least squares. Add b · penalty to the diagonal of XᵀX.",
+            says=(
+                "The penalty is missing: these are plain least squares. Add b · penalty to the diagonal of "
+                "XᵀX."
+            ),
         ),
         "penalty not times b": Mistake(
             _penalty_not_times_b,
-            says="The penalty was added as it is. XᵀX is a sum over b pictures, so the penalty that belongs to the mean is b · penalty.",
+            says=(
+                "The penalty was added as it is. XᵀX is a sum over b pictures, so the penalty that belongs "
+                "to the mean is b · penalty."
+            ),
         ),
         "features not centred": Mistake(
             _not_centred,
-            says="The features were not centred. Without it the weights must also carry the mean, and the penalty punishes them for it: "
-            "subtract train_features.mean(dim=0) from both sets.",
+            says=(
+                "The features were not centred. Without it the weights must also carry the mean, and the "
+                "penalty punishes them for it: subtract train_features.mean(dim=0) from both sets."
+            ),
         ),
         "offset forgotten": Mistake(
             _without_offset,
-            says="The weights are right, the mean of the targets was not added back: your scores sum to 0 in each row, not to 1.",
+            says=(
+                "The weights are right, the mean of the targets was not added back: your scores sum to 0 "
+                "in each row, not to 1."
+            ),
         ),
         "the test set's own mean": Mistake(
             _test_mean,
-            says="The test pictures were centred by their own mean. That is a small leak: what one picture gets must not depend on "
-            "the others that are asked with it. Use the training mean.",
+            says=(
+                "The test pictures were centred by their own mean. That is a small leak: what one picture "
+                "gets must not depend on the others that are asked with it. Use the training mean."
+            ),
         ),
         "scores of the training pictures": Mistake(
             _training_scores,
-            says="These are scores of the training pictures, one row for each. Asked are the test pictures.",
+            says="These are scores of the training pictures, one row for each. The test pictures are wanted.",
         ),
     },
 )

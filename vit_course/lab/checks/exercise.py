@@ -1,20 +1,27 @@
-"""What an exercise is made of, and how an answer is judged: by its values, beside the solution and beside the mistakes people make."""
+"""What an exercise is made of, and how an answer is judged: by its values, beside solution and mistakes."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ..defaults import cpu_float32
 
 NOT_ANSWERED = "not answered yet"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check has to say. In a notebook it shows itself as its message.
+    """The verdict of a check. In a notebook it shows itself as its message.
 
-    ok: whether the answer is right. message: one or two sentences. mistake: name of the recognised mistake, None where there is none.
+    Attributes:
+        ok: whether the answer is right.
+        message: one or two sentences.
+        mistake: name of the recognised mistake, None where there is none.
     """
 
     ok: bool
@@ -30,8 +37,10 @@ class Result:
 class Mistake:
     """A wrong answer that people give, and the sentence that helps them on.
 
-    answer: a function like the learner's, with the mistake in it. says: the sentence, or a function of what the learner's function
-    returned for the first case that gives the sentence.
+    Attributes:
+        answer: a function like the learner's, with the mistake in it.
+        says: the sentence, or a function that makes it from what the learner's function returned for the
+            first case.
     """
 
     answer: Callable
@@ -42,10 +51,15 @@ class Mistake:
 class Exercise:
     """An exercise that checks itself.
 
-    name: the name of the learner's function. solution: the right answer. cases: the arguments of each call to compare, as tuples; the first
-    is the one that the sentences speak of. praise: said when every value is right: what the reader has just shown.
-    mistakes: wrong answers that are recognised, by name; each differs from the solution in at least one case.
-    tolerance: how far, relative to the largest value, a right answer may be off.
+    Attributes:
+        name: the name of the learner's function.
+        solution: the right answer. It returns a tensor, a number, or a tuple of them.
+        cases: the arguments of each call to compare, as tuples; the first is the one that the sentences are
+            about.
+        praise: what the reader has just shown, said when every value is right.
+        mistakes: wrong answers that are recognised, by name; each differs from the solution in at least one
+            case.
+        tolerance: how far, relative to the largest value, a right answer may be off.
     """
 
     name: str
@@ -56,91 +70,170 @@ class Exercise:
     tolerance: float = 1e-5
 
     def check(self, function: Callable) -> Result:
-        """Judge the learner's function. Never raises, whatever it is given."""
+        """Judge the learner's function.
+
+        Args:
+            function: the answer. It is called once for each case, with arguments of its own to keep or to
+                change.
+
+        Returns:
+            The verdict. A check never raises, whatever it is given.
+        """
         if not callable(function):
             return Result(
                 False,
                 f"check.{self.name} wants your function itself, without brackets; it got {_kind(function)}.",
             )
+        expected = [_call(self.solution, case) for case in self.cases]
         answers = []
-        for case in self.cases:
-            try:
-                answers.append(_call(function, case))
-            except NotImplementedError:
-                return Result(
-                    False, f"Not answered yet: {self.name} raises NotImplementedError.", NOT_ANSWERED
-                )
-            except Exception as error:  # whatever goes wrong in the learner's function is told, not raised
-                return Result(False, f"{self.name} stopped with {type(error).__name__}: {error}")
+        try:
+            for case, wanted in zip(self.cases, expected, strict=True):
+                try:
+                    answer = _call(function, case)
+                except NotImplementedError:
+                    return Result(
+                        False, f"Not answered yet: {self.name} raises NotImplementedError.", NOT_ANSWERED
+                    )
+                except (Exception, SystemExit) as error:  # it is told, not raised
+                    return Result(False, f"{self.name} stopped with {type(error).__name__}: {error}")
+                answers.append(_as_wanted(answer, wanted))
+            return self._judge(answers, expected)
+        except Exception as error:  # an answer of a kind that nobody thought of
+            return Result(
+                False,
+                f"{self.name} returned a {type(answer).__name__} that cannot be compared "
+                f"({type(error).__name__}: {error}); it should be {_kind(wanted)}.",
+            )
+
+    def _judge(self, answers: list, expected: list) -> Result:
+        """The verdict on the answers to all cases."""
         if all(answer is None or answer is Ellipsis for answer in answers):
             return Result(False, f"Not answered yet: {self.name} returned {answers[0]}.", NOT_ANSWERED)
-
-        expected = [_call(self.solution, case) for case in self.cases]
-        shares = [
-            _share_right(answer, wanted, self.tolerance)
-            for answer, wanted in zip(answers, expected, strict=True)
-        ]
-        if all(share == 1 for share in shares):
+        pairs = list(zip(answers, expected, strict=True))
+        share = min(_share_right(answer, wanted, self.tolerance) for answer, wanted in pairs)
+        if share == 1:
             return Result(True, f"Right. {self.praise}")
+        partly = f"{share:.0%} of the values are right. " if share > 0 else ""
         for name, mistake in self.mistakes.items():
-            if self._is(mistake, answers):
+            if self._is(mistake, pairs):
                 says = mistake.says(answers[0]) if callable(mistake.says) else mistake.says
-                return Result(False, f"{_percent(min(shares))}{says}", name)
-        for answer, wanted in zip(answers, expected, strict=True):
+                return Result(False, f"{partly}{says}", name)
+        for answer, wanted in pairs:
             complaint = _misfit(answer, wanted)
             if complaint:
                 return Result(False, f"{self.name} returned {complaint}.")
         return Result(
             False,
-            f"{_percent(min(shares))}No mistake that this check knows; compare with a loop on the smallest case you can write down.",
+            f"{partly}No mistake that this check knows; compare with a loop on the smallest case you can "
+            "write down.",
         )
 
-    def _is(self, mistake: Mistake, answers: list) -> bool:
-        """Whether the answers are those of the mistake, in every case."""
-        for case, answer in zip(self.cases, answers, strict=True):
+    def _is(self, mistake: Mistake, pairs: list[tuple[Any, Any]]) -> bool:
+        """Whether the answers, each beside the expected one, are those of the mistake in every case."""
+        for case, (answer, wanted) in zip(self.cases, pairs, strict=True):
             try:
-                wrong = _call(mistake.answer, case)
+                wrong = _as_wanted(_call(mistake.answer, case), wanted)
             except Exception:  # a mistake that cannot even be computed for this case is another one
                 return False
-            if _share_right(answer, wanted=wrong, tolerance=self.tolerance) != 1:
+            if _share_right(answer, wrong, self.tolerance) != 1:
                 return False
         return True
 
 
 def _call(function: Callable, case: tuple) -> Any:
-    """Call with copies, so that no answer can change the question, and from a seed, so that random answers repeat."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        return function(
-            *(argument.clone() if isinstance(argument, Tensor) else argument for argument in case)
-        )
+    """Call with copies, which no answer can change, and from a seed, so that random answers repeat."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), cpu_float32():
+        torch.default_generator.manual_seed(0)  # that of the CPU alone: torch.manual_seed takes 2 ms
+        return function(*_copied(case))
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%} of the values are right. " if share > 0 else ""
+def _copied(value: Any) -> Any:
+    """A copy down to the last tensor; each gets memory of its own, also where several were views of one."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_copied(part) for part in value)
+    return copy.deepcopy(value)
+
+
+def _as_wanted(answer: Any, wanted: Any) -> Any:
+    """The answer in the form of the wanted value, in memory of its own, where only the form differs.
+
+    An array stands for a tensor, and an array or a tensor of one value for a number; whole numbers stay apart
+    from others.
+    """
+    if isinstance(wanted, tuple | list):
+        if isinstance(answer, tuple | list) and len(answer) == len(wanted):
+            return tuple(_as_wanted(part, goal) for part, goal in zip(answer, wanted, strict=True))
+        return answer
+    values = _values(answer)
+    if values is None or isinstance(wanted, Tensor):
+        return answer if values is None else values
+    if values.numel() == 1 and values.dtype != torch.bool:
+        if isinstance(wanted, float):
+            return float(values)
+        if not values.is_floating_point():
+            return int(values)
+    return answer
+
+
+def _values(answer: Any) -> Tensor | None:
+    """The values of a tensor or an array as a plain tensor; None for one that has no real, dense values."""
+    if isinstance(answer, np.ndarray | np.generic):
+        kinds = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}
+        kind = kinds.get(answer.dtype.kind)
+        return None if kind is None else torch.from_numpy(np.array(answer, dtype=kind))
+    if not isinstance(answer, Tensor) or answer.is_nested or answer.layout != torch.strided:
+        return None
+    if answer.is_meta or answer.is_quantized or answer.is_complex():
+        return None
+    return answer.detach().as_subclass(Tensor).to("cpu", copy=True)
 
 
 def _kind(value: Any) -> str:
+    """What a value is, in words."""
+    name = type(value).__name__
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
+        if value.is_nested:
+            return "a nested tensor"
+        shape = tuple(value.shape)
+        if value.is_meta:
+            return f"a tensor of shape {shape} on the meta device, which holds no values"
+        words = {
+            "sparse": value.layout != torch.strided,
+            "quantised": value.is_quantized,
+            "complex": value.is_complex(),
+        }
+        return " ".join(["a", *(word for word, fits in words.items() if fits), f"tensor of shape {shape}"])
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and type {value.dtype}"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return (
-        f"a {type(value).__name__}"
-        if not isinstance(value, nn.Module)
-        else f"the module {type(value).__name__}"
-    )
+        return f"a {name} of {len(value)}"
+    if isinstance(value, nn.Module):
+        return f"the module {name}"
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 def _misfit(answer: Any, wanted: Any) -> str | None:
     """What the answer is and should be, in words, where its kind or its shape is already wrong."""
-    if isinstance(wanted, Tensor) and not (isinstance(answer, Tensor) and answer.shape == wanted.shape):
+    if isinstance(wanted, tuple | list):
+        if not isinstance(answer, tuple | list) or len(answer) != len(wanted):
+            return f"{_kind(answer)}; it should be {_kind(wanted)}"
+        for number, (part, goal) in enumerate(zip(answer, wanted, strict=True), start=1):
+            complaint = _misfit(part, goal)
+            if complaint:
+                return f"{_kind(answer)}, and value {number} of it is {complaint}"
+        return None
+    values = _values(answer)
+    if isinstance(wanted, Tensor):
+        if values is None or values.shape != wanted.shape:
+            return f"{_kind(answer)}; it should be {_kind(wanted)}"
+        return None if values.isfinite().all() else "values that are not finite numbers"
+    if type(answer) is not type(wanted):
         return f"{_kind(answer)}; it should be {_kind(wanted)}"
-    if isinstance(wanted, tuple) and not (isinstance(answer, tuple | list) and len(answer) == len(wanted)):
-        return f"{_kind(answer)}; it should be {_kind(wanted)}"
-    if isinstance(answer, Tensor) and not answer.isfinite().all():
-        return "values that are not finite numbers"
-    return None
+    return None if np.isfinite(answer) else "a value that is not a finite number"
 
 
 def _share_right(answer: Any, wanted: Any, tolerance: float) -> float:
@@ -151,22 +244,13 @@ def _share_right(answer: Any, wanted: Any, tolerance: float) -> float:
         shares = [_share_right(part, goal, tolerance) for part, goal in zip(answer, wanted, strict=True)]
         return sum(shares) / len(shares)
     if isinstance(wanted, Tensor):
-        if (
-            not isinstance(answer, Tensor)
-            or answer.shape != wanted.shape
-            or answer.is_complex()
-            or wanted.numel() == 0
-        ):
+        values = _values(answer)
+        if values is None or values.shape != wanted.shape or wanted.numel() == 0:
             return 0.0
         scale = wanted.abs().max().item() if wanted.is_floating_point() else 0
-        return (
-            torch.isclose(answer.double(), wanted.double(), rtol=0, atol=tolerance * (scale or 1))
-            .double()
-            .mean()
-            .item()
-        )
-    if isinstance(wanted, float):
-        if not isinstance(answer, int | float | Tensor) or isinstance(answer, Tensor) and answer.numel() != 1:
-            return 0.0
-        return float(abs(float(answer) - wanted) <= tolerance * (abs(wanted) or 1))
+        distance = tolerance * (scale or 1)
+        right = torch.isclose(values.double(), wanted.double(), rtol=0, atol=distance)
+        return right.double().mean().item()
+    if isinstance(wanted, float) and type(answer) in (float, int):
+        return float(abs(answer - wanted) <= tolerance * (abs(wanted) or 1))
     return float(type(answer) is type(wanted) and answer == wanted)

@@ -1,4 +1,4 @@
-"""Exercises of lesson 07: a gate for every channel, windows of a grid, and the bias that depends on the offset only."""
+"""Exercises of lesson 07: a gate for every channel, windows of a grid, and a bias for every offset."""
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,11 @@ def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-# ------------------------------------------------------------------------------------------------------------- squeeze_and_excite
+# ----------------------------------------------------------------------------------------- squeeze_and_excite
 
 
 def squeeze_and_excite(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """A map (b, d, rows, columns) times a gate for every channel; first (d, m) and second (m, d) make it from the means."""
+    """A map (b, d, rows, columns) times a gate for every channel, from its means by (d, m) and (m, d)."""
     summary = features.mean(dim=(2, 3))  # (b, d)
     gate = (F.silu(summary @ first) @ second).sigmoid()  # (b, d)
     return features * gate[:, :, None, None]
@@ -75,56 +75,80 @@ SQUEEZE_AND_EXCITE = Exercise(
     name="squeeze_and_excite",
     solution=squeeze_and_excite,
     cases=(_features_and_matrices(0, 2, 4, 2, 3, 5), _features_and_matrices(1, 3, 6, 3, 4, 4)),
-    praise="One number for each channel of each picture, made from the whole map: the cheapest way to let far places have a say.",
+    praise=(
+        "One number for each channel of each picture, made from the whole map: the cheapest way to let far "
+        "places have a say."
+    ),
     mistakes={
         "a gate at every place": Mistake(
             _gate_at_every_place,
-            says="Every cell got a gate of its own: nothing was squeezed. Take the mean over rows and columns first, "
-            "features.mean(dim=(2, 3)), so that the gate knows the whole picture and is the same at every place.",
+            says=(
+                "Every cell got a gate of its own: nothing was squeezed. Take the mean over rows and "
+                "columns first, features.mean(dim=(2, 3)), so that the gate knows the whole picture and is "
+                "the same at every place."
+            ),
         ),
         "softmax": Mistake(
             _softmax,
-            says="Your gates of a picture sum to one: that is a softmax, in which channels compete. Here each channel is let through "
-            "or not for itself: sigmoid.",
+            says=(
+                "Your gates of a picture sum to one: that is a softmax, in which channels compete. Here "
+                "each channel is let through or not for itself: sigmoid."
+            ),
         ),
         "relu": Mistake(
             _relu,
-            says="Between the two matrices stands a ReLU, as in the paper of 2018. MBConv has the SiLU there, x · sigmoid(x): F.silu.",
+            says=(
+                "Between the two matrices stands a ReLU, as in the paper of 2018. MBConv has the SiLU "
+                "there, x · sigmoid(x): F.silu."
+            ),
         ),
         "added": Mistake(
             _added, says="The gate was added to the features. A gate multiplies: features * gate."
         ),
         "sum": Mistake(
             _sum,
-            says="You summed over the map where a mean is wanted: the gate would depend on the size of the picture. "
-            "features.mean(dim=(2, 3)).",
+            says=(
+                "You summed over the map where a mean is wanted: the gate would depend on the size of the "
+                "picture. features.mean(dim=(2, 3))."
+            ),
         ),
         "largest": Mistake(
             _largest,
-            says="You took the largest value of each channel. Squeezing is the mean: features.mean(dim=(2, 3)).",
+            says=(
+                "You took the largest value of each channel. Squeezing is the mean: features.mean(dim=(2, "
+                "3))."
+            ),
         ),
         "the whole batch": Mistake(
             _whole_batch,
-            says="The mean runs over the pictures of the batch too, so that they see each other. Keep axis 0: "
-            "features.mean(dim=(2, 3)).",
+            says=(
+                "The mean runs over the pictures of the batch too, so that they see each other. Keep axis "
+                "0: features.mean(dim=(2, 3))."
+            ),
         ),
         "no sigmoid": Mistake(
             _no_sigmoid,
-            says="Your gates are any numbers, also negative ones. The sigmoid behind the second matrix puts them between 0 and 1.",
+            says=(
+                "Your gates are any numbers, also negative ones. The sigmoid behind the second matrix puts "
+                "them between 0 and 1."
+            ),
         ),
         "the gate alone": Mistake(
             _gate_alone,
-            says="You returned the gates themselves. Multiply the features with them: features * gate[:, :, None, None].",
+            says=(
+                "You returned the gates themselves. Multiply the features with them: features * gate[:, :, "
+                "None, None]."
+            ),
         ),
     },
 )
 
 
-# ------------------------------------------------------------------------------------------------------------------- grid_windows
+# ----------------------------------------------------------------------------------------------- grid_windows
 
 
 def grid_windows(features: Tensor, window_size: int) -> Tensor:
-    """A map (b, d, rows, columns) -> the windows of its grid (b · windows, t, d), picture by picture, all in reading order."""
+    """A map (b, d, rows, columns) -> the windows of its grid (b · windows, t, d), all in reading order."""
     return rearrange(features, "b d (r y) (c x) -> (b y x) (r c) d", r=window_size, c=window_size)
 
 
@@ -164,31 +188,47 @@ GRID_WINDOWS = Exercise(
     mistakes={
         "block": Mistake(
             _block,
-            says="These are blocks: the cells of each of your windows are neighbours. In a grid they lie as far apart as there are "
-            "windows: (r y) where a block has (y r), so that r, which counts inside the window, takes the big steps.",
+            says=(
+                "These are blocks: the cells of each of your windows are neighbours. In a grid they lie as "
+                "far apart as there are windows: (r y) where a block has (y r), so that r, which counts "
+                "inside the window, takes the big steps."
+            ),
         ),
         "so many windows": Mistake(
             _so_many_windows,
             says=lambda answer: (
-                f"You made windows of {answer.shape[1] if answer.ndim > 1 else '?'} cells: window_size became the number of "
-                "windows. It is the number of cells along one: give r and c, let y and x follow."
+                f"You made windows of {answer.shape[1] if answer.ndim > 1 else '?'} cells: window_size "
+                "became the number of windows. It is the number of cells along one: give r and c, let y "
+                "and x follow."
             ),
         ),
         "columns first in a window": Mistake(
             _columns_first,
-            says="The right cells, read down the columns. Inside a window they come in reading order, (r c): the bias table counts on it.",
+            says=(
+                "The right cells, read down the columns. Inside a window they come in reading order, (r "
+                "c): the bias table counts on it."
+            ),
         ),
         "columns first among windows": Mistake(
             _windows_columns_first,
-            says="Every window is right, their order is not: they come column by column. Reading order is (b y x).",
+            says=(
+                "Every window is right, their order is not: they come column by column. Reading order is "
+                "(b y x)."
+            ),
         ),
         "pictures last": Mistake(
             _pictures_last,
-            says="The windows of different pictures alternate. Picture by picture means b on the outside: (b y x).",
+            says=(
+                "The windows of different pictures alternate. Picture by picture means b on the outside: "
+                "(b y x)."
+            ),
         ),
         "channels first": Mistake(
             _channels_first,
-            says="The right cells, with the channels before them. Tokens have their width last: (b y x) (r c) d.",
+            says=(
+                "The right cells, with the channels before them. Tokens have their width last: (b y x) (r "
+                "c) d."
+            ),
         ),
         "a grid one way only": Mistake(
             _row_of_grid,
@@ -198,11 +238,11 @@ GRID_WINDOWS = Exercise(
 )
 
 
-# ------------------------------------------------------------------------------------------------------------------ relative_bias
+# ---------------------------------------------------------------------------------------------- relative_bias
 
 
 def relative_bias(table: Tensor, window_size: int) -> Tensor:
-    """A table ((2w - 1)², h) with a row for each offset, query minus key, in reading order -> the bias (h, t, t)."""
+    """A table ((2w - 1)², h) of offsets, query minus key, in reading order -> the bias (h, t, t)."""
     return _look_up(table, window_size, lambda down, across, side, w: (down + w - 1) * side + across + w - 1)
 
 
@@ -247,33 +287,47 @@ RELATIVE_BIAS = Exercise(
     mistakes={
         "key minus query": Mistake(
             _key_minus_query,
-            says="Your matrix is transposed: the offset was taken as key minus query. A key one to the left of its query has "
-            "offset +1: places[:, None] - places, with the queries along the first axis.",
+            says=(
+                "Your matrix is transposed: the offset was taken as key minus query. A key one to the left "
+                "of its query has offset +1: places[:, None] - places, with the queries along the first "
+                "axis."
+            ),
         ),
         "across first": Mistake(
             _across_first,
-            says="Down and across changed places: the table is in reading order, so the offset down counts in steps of 2w - 1, "
-            "the offset across in steps of 1.",
+            says=(
+                "Down and across changed places: the table is in reading order, so the offset down counts "
+                "in steps of 2w - 1, the offset across in steps of 1."
+            ),
         ),
         "rows as long as a window": Mistake(
             _rows_of_a_window,
             says=lambda answer: (
-                f"Your bias uses {answer[0].unique().numel()} different numbers where there are 25 offsets: some offsets collide. "
-                "Offsets across run from 1 - w to w - 1, so a row of the table has 2w - 1 entries, not w."
+                f"Your bias uses {answer[0].unique().numel()} different numbers where there are 25 offsets: "
+                "some offsets collide. Offsets across run from 1 - w to w - 1, so a row of the table has "
+                "2w - 1 entries, not w."
             ),
         ),
         "not shifted": Mistake(
             _not_shifted,
-            says="The offset (0, 0) took row 0 of the table, and negative ones wrapped around to its end. Add w - 1 to both offsets, "
-            "so that they start at 0.",
+            says=(
+                "The offset (0, 0) took row 0 of the table, and negative ones wrapped around to its end. "
+                "Add w - 1 to both offsets, so that they start at 0."
+            ),
         ),
         "no sign": Mistake(
             _no_sign,
-            says="You took the size of the offsets: left and right of a query get the same number. Keep the sign.",
+            says=(
+                "You took the size of the offsets: left and right of a query get the same number. Keep the "
+                "sign."
+            ),
         ),
         "heads last": Mistake(
             _heads_last,
-            says="The right numbers with the heads last. They are added to scores (…, h, t, t): heads first, .movedim(-1, 0).",
+            says=(
+                "The right numbers with the heads last. They are added to scores (…, h, t, t): heads "
+                "first, .movedim(-1, 0)."
+            ),
         ),
     },
 )

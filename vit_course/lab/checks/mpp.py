@@ -1,4 +1,6 @@
-"""Exercises of lesson 12: the class of a colour, what happens to a corrupted patch, and sixteen colours instead of one."""
+"""Exercises of lesson 12: the class of a colour, corrupted patches, and sixteen colours instead of one."""
+
+from collections.abc import Callable
 
 import torch
 from einops import rearrange, reduce
@@ -17,7 +19,7 @@ def _pack(levels: Tensor) -> Tensor:
     return (levels.long() * torch.tensor([1, 8, 64])).sum(dim=-1)
 
 
-# ---- warm-up: colour_label ---------------------------------------------------------------------------------------------------
+# ---- warm-up: colour_label ---------------------------------------------------------------------------------
 
 
 def _colour_label(patches: Tensor) -> Tensor:
@@ -36,19 +38,23 @@ COLOUR_LABEL = Exercise(
     mistakes={
         "rounded": Mistake(
             lambda patches: _pack((patches.mean(dim=1) * 8).round().clamp(max=7)),
-            "You round to the nearest level. A level is an interval: use floor, so that 0.99 · 8 = 7.92 is level 7 and 0.5 is level 4.",
+            "You round to the nearest level. A level is an interval: use floor, so that 0.99 · 8 = 7.92 is "
+            "level 7 and 0.5 is level 4.",
         ),
         "not clamped": Mistake(
             lambda patches: _pack((patches.mean(dim=1) * 8).floor()),
-            "All right but for pure white, red, green and blue: 1.0 · 8 is level 8, which does not exist. The highest is 7.",
+            "All right but for pure white, red, green and blue: 1.0 · 8 is level 8, which does not exist. "
+            "The highest is 7.",
         ),
         "seven levels": Mistake(
             lambda patches: _pack((patches.mean(dim=1) * 7).floor()),
-            "You multiply by 7: then only pure white is in the highest level. Eight intervals need a factor of 8.",
+            "You multiply by 7: then only pure white is in the highest level. Eight intervals need a "
+            "factor of 8.",
         ),
         "rounded to seven": Mistake(
             lambda patches: _pack((patches.mean(dim=1) * 7).round()),
-            "round(7 · mean) makes the first and the last level half as wide as the others: use floor(8 · mean).",
+            "round(7 · mean) makes the first and the last level half as wide as the others: use floor(8 · "
+            "mean).",
         ),
         "channels reversed": Mistake(
             lambda patches: _colour_label(patches.flip(-1)),
@@ -56,7 +62,8 @@ COLOUR_LABEL = Exercise(
         ),
         "levels added": Mistake(
             lambda patches: (patches.mean(dim=1) * 8).floor().clamp(max=7).long().sum(dim=-1),
-            "The levels of red, green and blue are added up, so different colours share a label: weigh them by 1, 8 and 64.",
+            "The levels of red, green and blue are added up, so different colours share a label: weigh "
+            "them by 1, 8 and 64.",
         ),
         "decimal digits": Mistake(
             lambda patches: (
@@ -66,7 +73,8 @@ COLOUR_LABEL = Exercise(
         ),
         "levels averaged": Mistake(
             lambda patches: _pack((patches * 8).floor().clamp(max=7).mean(dim=1).floor()),
-            "You take the level of every pixel and then their mean. First the mean of the patch, then its level.",
+            "You take the level of every pixel and then their mean. First the mean of the patch, then its "
+            "level.",
         ),
         "first pixel": Mistake(
             lambda patches: _colour_label(patches[:, :1]),
@@ -74,7 +82,8 @@ COLOUR_LABEL = Exercise(
         ),
         "grey": Mistake(
             lambda patches: _colour_label(patches.mean(dim=2, keepdim=True).expand_as(patches)),
-            "You took the mean over the channels too, so every label is a grey. Only the pixels are averaged.",
+            "You took the mean over the channels too, so every label is a grey. Only the pixels are "
+            "averaged.",
         ),
         "levels not packed": Mistake(
             lambda patches: (patches.mean(dim=1) * 8).floor().clamp(max=7).long(),
@@ -84,21 +93,21 @@ COLOUR_LABEL = Exercise(
 )
 
 
-# ---- core: corrupt_tokens ----------------------------------------------------------------------------------------------------
+# ---- core: corrupt_tokens ----------------------------------------------------------------------------------
 
 
 def _corrupt_tokens(
-    tokens: Tensor, index: Tensor, fate: Tensor, other: Tensor, mask_token: Tensor, *, mistake: str = ""
+    tokens: Tensor, index: Tensor, draws: Tensor, other: Tensor, mask_token: Tensor, *, mistake: str = ""
 ) -> Tensor:
     """Tokens after their corruption, or after one with a mistake in it."""
     out = tokens.clone()
     if mistake == "masked before exchanged":
         tokens = tokens.clone()
-        tokens[index[fate < 0.8]] = mask_token
+        tokens[index[draws < 0.8]] = mask_token
     low, high = {"shares swapped": (0.1, 0.9), "none kept": (0.8, 1.0)}.get(mistake, (0.8, 0.9))
     if mistake == "zeros":
         mask_token = torch.zeros_like(mask_token)
-    for place, number, donor in zip(index.tolist(), fate.tolist(), other.tolist(), strict=True):
+    for place, number, donor in zip(index.tolist(), draws.tolist(), other.tolist(), strict=True):
         if mistake == "random first":
             is_masked, is_random = 0.1 <= number < 0.9, number < 0.1
         else:
@@ -112,45 +121,62 @@ def _corrupt_tokens(
     return out
 
 
-_FATES = torch.tensor([0.05, 0.85, 0.95, 0.4, 0.89, 0.75, 0.82, 0.02])
+_DRAWS = torch.tensor([0.05, 0.85, 0.95, 0.4, 0.89, 0.75, 0.82, 0.02])
 CORRUPT_TOKENS = Exercise(
     name="corrupt_tokens",
     solution=_corrupt_tokens,
     cases=(
-        (_uniform(10, 3), torch.tensor([4, 0, 7, 2, 9, 1, 5, 8]), _FATES, torch.tensor([3, 4, 1, 0, 2, 8, 1, 6]), torch.full((3,), 9.0)),
-        (_uniform(6, 2), torch.tensor([5, 1, 3]), torch.tensor([0.81, 0.99, 0.5]), torch.tensor([3, 5, 0]), torch.full((2,), -1.0)),
+        (
+            _uniform(10, 3),
+            torch.tensor([4, 0, 7, 2, 9, 1, 5, 8]),
+            _DRAWS,
+            torch.tensor([3, 4, 1, 0, 2, 8, 1, 6]),
+            torch.full((3,), 9.0),
+        ),
+        (
+            _uniform(6, 2),
+            torch.tensor([5, 1, 3]),
+            torch.tensor([0.81, 0.99, 0.5]),
+            torch.tensor([3, 5, 0]),
+            torch.full((2,), -1.0),
+        ),
     ),
     praise="80 % hidden, 10 % exchanged, 10 % as they were, and every donor gave what it held at the start.",
     mistakes={
         name: Mistake(lambda *case, name=name: _corrupt_tokens(*case, mistake=name), says)
         for name, says in {
-            "all masked": "Every corrupted token became the mask token. Only those with fate below 0.8 do.",
+            "all masked": "Every corrupted token became the mask token. Only those with a draw below 0.8 do.",
             "never random": (
-                "No token was exchanged for another: those with fate from 0.8 to 0.9 take the token at `other`. The shares add up: "
-                "0.8, then 0.8 + 0.1."
+                "No token was exchanged for another: those with a draw from 0.8 to 0.9 take the token at "
+                "`other`. The shares add up: 0.8, then 0.8 + 0.1."
             ),
             "none kept": (
-                "Every token from 0.8 on was exchanged. Those from 0.9 on stay as they are, so that the model cannot trust what it sees."
+                "Every token from 0.8 on was exchanged. Those from 0.9 on stay as they are, so that the "
+                "model cannot trust what it sees."
             ),
             "shares swapped": "The shares have changed places: 10 % masked and 80 % exchanged.",
             "random first": (
-                "The shares are right, but the order is another: below 0.8 the mask token, from 0.8 to 0.9 the other token."
+                "The shares are right, but the order is another: below 0.8 the mask token, from 0.8 to 0.9 "
+                "the other token."
             ),
             "donors corrupted": (
-                "A donor had been corrupted before it gave its token: you read from the tokens that you write to. Copy them first."
+                "A donor had been corrupted before it gave its token: you read from the tokens that you "
+                "write to. Copy them first."
             ),
             "masked before exchanged": (
-                "You masked tokens first and then took donors from what was left, so some donors are mask tokens. Write to a copy and read "
-                "from the tokens as they came."
+                "You masked tokens first and then took donors from what was left, so some donors are mask "
+                "tokens. Write to a copy and read from the tokens as they came."
             ),
             "zeros": "Zeros stand where the mask token should: the network learns a vector for it.",
-            "only the corrupted": "You gave back the corrupted tokens only. The network needs all n of them, in their places.",
+            "only the corrupted": (
+                "You gave back the corrupted tokens only. The network needs all n of them, in their places."
+            ),
         }.items()
     },
-)  # fmt: skip
+)
 
 
-# ---- stretch: grid_labels ----------------------------------------------------------------------------------------------------
+# ---- stretch: grid_labels ----------------------------------------------------------------------------------
 
 
 def _cells(images: Tensor, patch_size: int, cells: int) -> Tensor:
@@ -160,7 +186,7 @@ def _cells(images: Tensor, patch_size: int, cells: int) -> Tensor:
     return _pack((means * 8).floor().clamp(max=7))
 
 
-def _regrouped(form: str) -> object:
+def _regrouped(form: str) -> Callable:
     """A wrong answer that puts the cells into another order."""
     return lambda images, patch_size, cells: rearrange(
         _cells(images, patch_size, cells), f"b (rows y) (columns x) -> {form}", y=cells, x=cells
@@ -186,8 +212,8 @@ GRID_LABELS = Exercise(
             lambda images, patch_size, cells: _cells(images, patch_size, cells).reshape(
                 images.shape[0], -1, cells * cells
             ),
-            "You cut the reading order of the whole picture into pieces: the cells of one patch stand in several rows of it. "
-            "Take the axes apart first: (rows y) and (columns x).",
+            "You cut the reading order of the whole picture into pieces: the cells of one patch stand in "
+            "several rows of it. Take the axes apart first: (rows y) and (columns x).",
         ),
         "cells transposed": Mistake(
             _regrouped("b (rows columns) (x y)"),

@@ -17,11 +17,11 @@ def share_right(logits: Tensor, labels: Tensor) -> float:
 
 
 def most_attended_patch(weights: Tensor, rows: int, columns: int) -> tuple[int, int]:
-    return divmod(weights.mean(dim=0)[0, 1:].argmax().item(), columns)
+    return divmod(int(weights.mean(dim=0)[0, 1:].argmax()), columns)
 
 
 def _attention_case(rows: int, columns: int, patch: int) -> tuple[Tensor, int, int]:
-    """Weights of three heads in which, on average, the class token takes most from one patch, and one head alone from another."""
+    """Weights of three heads whose mean takes most from one patch, and one head alone from another."""
     n = 1 + rows * columns
     weights = torch.rand(3, n, n, generator=GENERATOR)
     weights[:, 0, 0] = 3.0
@@ -41,21 +41,24 @@ EXERCISES = [
             "added": Mistake(
                 lambda height, width, patch_size: height // patch_size + width // patch_size,
                 lambda answer: (
-                    f"You counted {answer} patches in a 32 by 32 image cut into 8 by 8. Rows and columns multiply: 4 rows of 4 are 16."
+                    f"You counted {answer} patches in a 32 by 32 image cut into 8 by 8. Rows and columns "
+                    "multiply: 4 rows of 4 are 16."
                 ),
             ),
             "patch side once": Mistake(
                 lambda height, width, patch_size: height * width // patch_size,
-                "You divided the pixels by patch_size once. A patch is patch_size high and patch_size wide, so divide by its square.",
+                "You divided the pixels by patch_size once. A patch is patch_size high and patch_size "
+                "wide, so divide by its square.",
             ),
             "square": Mistake(
                 lambda height, width, patch_size: (height // patch_size) ** 2,
-                "That is right for square images only; the width has a say too.",
+                "That is right for square images only: the width counts too.",
             ),
             "a float": Mistake(
                 lambda height, width, patch_size: height / patch_size * width / patch_size,
                 lambda answer: (
-                    f"{answer} is the right number as a float; patches are counted in whole numbers, so divide with //."
+                    f"{answer} is the right number as a float; patches are counted in whole numbers, so "
+                    "divide with //."
                 ),
             ),
         },
@@ -78,7 +81,8 @@ EXERCISES = [
             "a count": Mistake(
                 lambda logits, labels: (logits.argmax(dim=1) == labels).float().sum().item(),
                 lambda answer: (
-                    f"You returned {answer:g}, the number of right answers; divide it by the number of images."
+                    f"You returned {answer:g}, the number of right answers; divide it by the number of "
+                    "images."
                 ),
             ),
             "a percentage": Mistake(
@@ -99,15 +103,19 @@ EXERCISES = [
             _attention_case(3, 5, patch=11),
             _attention_case(5, 5, patch=3),
         ),
-        praise="Row 0 asks, its first entry is the class token itself, and the rest is a grid in reading order.",
+        praise=(
+            "Row 0 asks, its first entry is the class token itself, and the rest is a grid in reading order."
+        ),
         mistakes={
             "column": Mistake(
                 lambda weights, rows, columns: divmod(weights.mean(dim=0)[1:, 0].argmax().item(), columns),
-                "You read column 0: which patch takes most from the class token. The one that asks stands in the row.",
+                "You read column 0: which patch takes most from the class token. The one that asks stands "
+                "in the row.",
             ),
             "class token counted": Mistake(
                 lambda weights, rows, columns: divmod(weights.mean(dim=0)[0].argmax().item(), columns),
-                "You left the class token among the patches, and it takes most from itself. Skip the first entry of its row.",
+                "You left the class token among the patches, and it takes most from itself. Skip the first "
+                "entry of its row.",
             ),
             "off by one": Mistake(
                 lambda weights, rows, columns: divmod(

@@ -1,5 +1,7 @@
 """Exercises of lesson 04: soft targets, one step of AdamW, and mixup."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,7 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=_generator)
 
 
-# ---- warm-up: smooth_labels -------------------------------------------------------------------------------------------------
+# ---- warm-up: smooth_labels --------------------------------------------------------------------------------
 
 
 def _smooth_labels(labels: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -40,20 +42,23 @@ SMOOTH_LABELS = Exercise(
                 + (1 - F.one_hot(labels, classes)) * smoothing / (classes - 1)
             ),
             says=lambda answer: (
-                f"The right class has {answer[0].max():.3f}: you shared the smoothing among the other classes only. In Szegedy et al. "
-                "(and in torch) every class gets smoothing / classes, the right one too."
+                f"The right class has {answer[0].max():.3f}: you shared the smoothing among the other "
+                "classes only. In Szegedy et al. (and in torch) every class gets smoothing / classes, the "
+                "right one too."
             ),
         ),
         "right class not lowered": Mistake(
             lambda labels, classes, smoothing: F.one_hot(labels, classes) + smoothing / classes,
             says=lambda answer: (
-                f"{_row_sum(answer).capitalize()}: take the smoothing away from the right class first, (1 - smoothing) · one_hot."
+                f"{_row_sum(answer).capitalize()}: take the smoothing away from the right class first, (1 - "
+                "smoothing) · one_hot."
             ),
         ),
         "taken away, not handed out": Mistake(
             lambda labels, classes, smoothing: (1 - smoothing) * F.one_hot(labels, classes),
             says=lambda answer: (
-                f"{_row_sum(answer).capitalize()}: you took the smoothing away, now hand it out, + smoothing / classes."
+                f"{_row_sum(answer).capitalize()}: you took the smoothing away, now hand it out, + "
+                "smoothing / classes."
             ),
         ),
         "right class left out": Mistake(
@@ -68,7 +73,8 @@ SMOOTH_LABELS = Exercise(
         "not divided": Mistake(
             lambda labels, classes, smoothing: (1 - smoothing) * F.one_hot(labels, classes) + smoothing,
             says=lambda answer: (
-                f"{_row_sum(answer).capitalize()}: the smoothing is shared by all classes, so divide it by their number."
+                f"{_row_sum(answer).capitalize()}: the smoothing is shared by all classes, so divide it by "
+                "their number."
             ),
         ),
         "shares swapped": Mistake(
@@ -76,8 +82,8 @@ SMOOTH_LABELS = Exercise(
                 smoothing * F.one_hot(labels, classes) + (1 - smoothing) / classes
             ),
             says=lambda answer: (
-                f"The right class has only {answer[0].max():.3f}: the two shares are swapped. It keeps 1 - smoothing; "
-                "`smoothing` is what is spread."
+                f"The right class has only {answer[0].max():.3f}: the two shares are swapped. It keeps 1 - "
+                "smoothing; `smoothing` is what is spread."
             ),
         ),
         "not smoothed": Mistake(
@@ -88,7 +94,7 @@ SMOOTH_LABELS = Exercise(
 )
 
 
-# ---- core: adamw_step -------------------------------------------------------------------------------------------------------
+# ---- core: adamw_step --------------------------------------------------------------------------------------
 
 
 def _adamw_step(
@@ -130,7 +136,7 @@ def _adamw_step(
     return (weight, m_hat, v_hat) if mistake == "corrected moments kept" else (weight, m, v)
 
 
-def _adamw_mistake(name: str, says: str, **changed: tuple[float, float]) -> Mistake:
+def _adamw_mistake(name: str, says: str, **changed: Any) -> Mistake:
     return Mistake(lambda *case: _adamw_step(*case, mistake=name, **changed), says)
 
 
@@ -155,27 +161,48 @@ ADAMW_STEP = Exercise(
         name: _adamw_mistake(name, says)
         for name, says in {
             "weight decay in the gradient": (
-                "The decay went into the gradient: that is Adam with L2, where big gradients drown it. AdamW shrinks the weight itself, "
-                "weight · (1 - lr · decay), and leaves the gradient as it is."
+                "The decay went into the gradient: that is Adam with L2, where big gradients drown it. "
+                "AdamW shrinks the weight itself, weight · (1 - lr · decay), and leaves the gradient as it "
+                "is."
             ),
-            "decay twice": "The weights decay twice, once by themselves and once through the gradient. Leave the gradient as it is.",
-            "no decay": "The moments are right, but nothing decays: multiply the weight by (1 - lr · decay) before you move it.",
-            "decay without the learning rate": "Your weights shrink by (1 - decay) at each step; it is (1 - lr · decay).",
-            "decay last": "You moved the weight first and shrank it afterwards, so the move shrinks too. Shrink, then move.",
+            "decay twice": (
+                "The weights decay twice, once by themselves and once through the gradient. Leave the "
+                "gradient as it is."
+            ),
+            "no decay": (
+                "The moments are right, but nothing decays: multiply the weight by (1 - lr · decay) before "
+                "you move it."
+            ),
+            "decay without the learning rate": (
+                "Your weights shrink by (1 - decay) at each step; it is (1 - lr · decay)."
+            ),
+            "decay last": (
+                "You moved the weight first and shrank it afterwards, so the move shrinks too. Shrink, "
+                "then move."
+            ),
             "no bias correction": (
-                "The moments are right, but they start at zero and are still too small: divide m by 1 - 0.9**step and v by 1 - 0.999**step."
+                "The moments are right, but they start at zero and are still too small: divide m by 1 - "
+                "0.9**step and v by 1 - 0.999**step."
             ),
             "correction once for all": (
-                "The bias correction of every step is that of the first: take 0.9**step and 0.999**step, not 0.9 and 0.999."
+                "The bias correction of every step is that of the first: take 0.9**step and 0.999**step, "
+                "not 0.9 and 0.999."
             ),
             "corrected moments kept": (
-                "The weight is right, but you hand back the corrected moments. Keep the plain ones; the correction is for this step only."
+                "The weight is right, but you hand back the corrected moments. Keep the plain ones; the "
+                "correction is for this step only."
             ),
-            "epsilon inside the root": "Small gradients give it away: eps stands outside the root, sqrt(v_hat) + eps.",
+            "epsilon inside the root": (
+                "Small gradients give it away: eps stands outside the root, sqrt(v_hat) + eps."
+            ),
             "no epsilon": (
-                "Nearly: the small gradients are a little off. Divide by sqrt(v_hat) + eps, which also saves you when v_hat is zero."
+                "Nearly: the small gradients are a little off. Divide by sqrt(v_hat) + eps, which also "
+                "saves you when v_hat is zero."
             ),
-            "no root": "You divided by v_hat. It holds squares: divide by its square root, so that the units of the gradient cancel.",
+            "no root": (
+                "You divided by v_hat. It holds squares: divide by its square root, so that the units of "
+                "the gradient cancel."
+            ),
             "uphill": "The weight went up the gradient: subtract the step.",
         }.items()
     }
@@ -188,7 +215,7 @@ ADAMW_STEP = Exercise(
 )
 
 
-# ---- stretch: mixup ---------------------------------------------------------------------------------------------------------
+# ---- stretch: mixup ----------------------------------------------------------------------------------------
 
 
 def _mixup(images: Tensor, targets: Tensor, share: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,12 +252,14 @@ MIXUP = Exercise(
         ),
         "along the width": Mistake(
             _along_the_width,
-            "The targets are right, but the shares of the images lie along the width: they fit only because the images are as "
-            "wide as the batch is long. Line them up with the batch, share[:, None, None, None].",
+            "The targets are right, but the shares of the images lie along the width: they fit only "
+            "because the images are as wide as the batch is long. Line them up with the batch, share[:, "
+            "None, None, None].",
         ),
         "targets not mixed": Mistake(
             lambda images, targets, share, order: (_mixup(images, targets, share, order)[0], targets),
-            "The images are right, but the targets are still those of one image: a picture that is 30 % cat wants 30 % cat.",
+            "The images are right, but the targets are still those of one image: a picture that is 30 % "
+            "cat wants 30 % cat.",
         ),
         "targets the other way round": Mistake(
             lambda images, targets, share, order: (
@@ -245,7 +274,8 @@ MIXUP = Exercise(
         ),
         "order undone": Mistake(
             lambda images, targets, share, order: _mixup(images, targets, share, order.argsort()),
-            "The partners are wrong: image i is mixed with image order[i], which is images[order]; no argsort here.",
+            "The partners are wrong: image i is mixed with image order[i], which is images[order]; no "
+            "argsort here.",
         ),
         "mixed with the flipped batch": Mistake(
             lambda images, targets, share, order: _mixup(

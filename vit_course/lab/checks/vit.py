@@ -1,4 +1,4 @@
-"""Exercises of lesson 03: the class token, the block with its norms behind the additions, and the weights of a foreign block."""
+"""Exercises of lesson 03: the class token, the post-norm block, and the weights of a foreign block."""
 
 from collections.abc import Callable
 
@@ -15,11 +15,11 @@ def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-# ---------------------------------------------------------------------------------------------------------------- add_class_token
+# -------------------------------------------------------------------------------------------- add_class_token
 
 
 def add_class_token(patches: Tensor, class_token: Tensor, positions: Tensor) -> Tensor:
-    """Patches (b, n, d), a class token (1, 1, d) and positions (1, n + 1, d) -> (b, n + 1, d), the class token first."""
+    """Patches (b, n, d), class token (1, 1, d), positions (1, n + 1, d) -> tokens (b, n + 1, d)."""
     return torch.cat([class_token.expand(patches.shape[0], -1, -1), patches], dim=1) + positions
 
 
@@ -48,39 +48,53 @@ ADD_CLASS_TOKEN = Exercise(
     name="add_class_token",
     solution=add_class_token,
     cases=(_draw(0, (2, 5, 4), (1, 1, 4), (1, 6, 4)), _draw(1, (3, 4, 6), (1, 1, 6), (1, 5, 6))),
-    praise="Every picture starts with the same class token, and row i of the positions belongs to token i of the sequence.",
+    praise=(
+        "Every picture starts with the same class token, and row i of the positions belongs to token i of "
+        "the sequence."
+    ),
     mistakes={
         "class token last": Mistake(
             _class_token_last,
-            says="The class token stands behind the patches. Every row then meets the position of its neighbour, "
-            "and a model that reads token 0 reads a patch. Put it first: torch.cat([class_token, patches], dim=1).",
+            says=(
+                "The class token stands behind the patches. Every row then meets the position of its "
+                "neighbour, and a model that reads token 0 reads a patch. Put it first: "
+                "torch.cat([class_token, patches], dim=1)."
+            ),
         ),
         "no positions": Mistake(
             _no_positions,
             says=lambda answer: (
-                f"The class token stands where it should, {tuple(answer.shape[1:])} per picture, but no position was added. "
-                "Add `positions` to the joined sequence; it has a row for each of its tokens."
+                f"The class token stands where it should, {tuple(answer.shape[1:])} per picture, but no "
+                "position was added. Add `positions` to the joined sequence; it has a row for each of its "
+                "tokens."
             ),
         ),
         "positions on the patches only": Mistake(
             _patches_only,
-            says="The patches are right, the class token has no position. It gets one too, row 0 of `positions`: join first, then add.",
+            says=(
+                "The patches are right, the class token has no position. It gets one too, row 0 of "
+                "`positions`: join first, then add."
+            ),
         ),
         "positions shifted by one": Mistake(
             _shifted,
-            says="The patches got the positions 0, 1, 2 …, which are one row too early: row 0 belongs to the class token. "
-            "Join first, then add all of `positions` to all tokens.",
+            says=(
+                "The patches got the positions 0, 1, 2 …, which are one row too early: row 0 belongs to "
+                "the class token. Join first, then add all of `positions` to all tokens."
+            ),
         ),
         "one picture only": Mistake(
             _first_picture_only,
-            says="Only the first picture got the class token; the others got zeros. One token serves them all: "
-            "class_token.expand(len(patches), -1, -1).",
+            says=(
+                "Only the first picture got the class token; the others got zeros. One token serves them "
+                "all: class_token.expand(len(patches), -1, -1)."
+            ),
         ),
     },
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------- post_norm_block
+# -------------------------------------------------------------------------------------------- post_norm_block
 
 
 def post_norm_block(
@@ -126,7 +140,7 @@ def _norms_swapped(
 
 
 def _parts(seed: int, b: int, n: int, d: int, hidden: int) -> tuple:
-    """Tokens and the four parts of a block, as plain functions of tokens, with weights large enough to show every mistake."""
+    """Tokens and the four parts of a block, as functions with weights large enough to show every mistake."""
     shapes = ((b, n, d), (d, d), (d, d), (d, hidden), (hidden, d), (d,), (d,), (d,), (d,))
     tokens, mixing, value, first, second, *norms = _draw(seed, *shapes)
 
@@ -146,39 +160,58 @@ POST_NORM_BLOCK = Exercise(
     name="post_norm_block",
     solution=post_norm_block,
     cases=(_parts(0, 2, 5, 4, 6), _parts(1, 3, 4, 6, 8)),
-    praise="Add, then normalise: the 2017 block. Nothing passes it unchanged, which is what makes many of them hard to train.",
+    praise=(
+        "Add, then normalise: the 2017 block. Nothing passes it unchanged, which is what makes many of "
+        "them hard to train."
+    ),
     mistakes={
         "pre-norm": Mistake(
             _pre_norm,
-            says="This is the ViT's block: it normalises what goes into a part. Here the norm comes after the addition: norm1(tokens + …).",
+            says=(
+                "This is the ViT's block: it normalises what goes into a part. Here the norm comes after "
+                "the addition: norm1(tokens + …)."
+            ),
         ),
         "norm before the addition": Mistake(
             _norm_inside,
-            says="You normalised the message and then added it. Add first, then normalise the sum: norm1(tokens + attention(tokens)).",
+            says=(
+                "You normalised the message and then added it. Add first, then normalise the sum: "
+                "norm1(tokens + attention(tokens))."
+            ),
         ),
         "no residual": Mistake(
             _no_residual,
-            says="Nothing is added: what the tokens held before is lost twice. Each part gives a change, tokens + part(tokens).",
+            says=(
+                "Nothing is added: what the tokens held before is lost twice. Each part gives a change, "
+                "tokens + part(tokens)."
+            ),
         ),
         "old tokens in the second addition": Mistake(
             _old_tokens,
-            says="The second addition starts again from the tokens that came in, so the first half reaches the output only "
-            "through the mlp. Add mlp's answer to the tokens as they are after norm1.",
+            says=(
+                "The second addition starts again from the tokens that came in, so the first half reaches "
+                "the output only through the mlp. Add mlp's answer to the tokens as they are after norm1."
+            ),
         ),
         "mlp beside attention": Mistake(
             _parallel,
-            says="The mlp read the tokens that came in, beside attention instead of behind it. It works on the result of the "
-            "first half: mlp(tokens) after `tokens = norm1(…)`.",
+            says=(
+                "The mlp read the tokens that came in, beside attention instead of behind it. It works on "
+                "the result of the first half: mlp(tokens) after `tokens = norm1(…)`."
+            ),
         ),
         "norms swapped": Mistake(
             _norms_swapped,
-            says="norm1 and norm2 changed places: they have weights of their own. norm1 follows attention, norm2 the mlp.",
+            says=(
+                "norm1 and norm2 changed places: they have weights of their own. norm1 follows attention, "
+                "norm2 the mlp."
+            ),
         ),
     },
 )
 
 
-# ---------------------------------------------------------------------------------------------------------- run_torchvision_block
+# -------------------------------------------------------------------------------------- run_torchvision_block
 
 _NAMES = {
     "ln_1": "norm1",
@@ -191,7 +224,9 @@ _NAMES = {
 
 
 def run_torchvision_block(tokens: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
-    """Tokens (b, n, d) through a TransformerBlock of ours that carries the weights of a torchvision EncoderBlock."""
+    """Tokens (b, n, d) through a TransformerBlock of ours that carries the weights of a torchvision
+    EncoderBlock.
+    """
     return _run(tokens, _renamed(weights, _NAMES), heads)
 
 
@@ -254,14 +289,21 @@ def _one_head(tokens: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
 def _torchvision_case(
     seed: int, b: int, n: int, d: int, hidden: int, heads: int
 ) -> tuple[Tensor, dict[str, Tensor], int]:
-    """Tokens, hot weights under torchvision's names, and a number of heads."""
+    """Tokens, weights of a size that matters under torchvision's names, and a number of heads."""
     shapes = {
-        "ln_1.weight": (d,), "ln_1.bias": (d,),
-        "self_attention.in_proj_weight": (3 * d, d), "self_attention.in_proj_bias": (3 * d,),
-        "self_attention.out_proj.weight": (d, d), "self_attention.out_proj.bias": (d,),
-        "ln_2.weight": (d,), "ln_2.bias": (d,),
-        "mlp.0.weight": (hidden, d), "mlp.0.bias": (hidden,), "mlp.3.weight": (d, hidden), "mlp.3.bias": (d,),
-    }  # fmt: skip
+        "ln_1.weight": (d,),
+        "ln_1.bias": (d,),
+        "self_attention.in_proj_weight": (3 * d, d),
+        "self_attention.in_proj_bias": (3 * d,),
+        "self_attention.out_proj.weight": (d, d),
+        "self_attention.out_proj.bias": (d,),
+        "ln_2.weight": (d,),
+        "ln_2.bias": (d,),
+        "mlp.0.weight": (hidden, d),
+        "mlp.0.bias": (hidden,),
+        "mlp.3.weight": (d, hidden),
+        "mlp.3.bias": (d,),
+    }
     tokens, *values = _draw(seed, (b, n, d), *shapes.values())
     weights = {}
     for (name, shape), value in zip(shapes.items(), values, strict=True):
@@ -279,17 +321,24 @@ RUN_TORCHVISION_BLOCK = Exercise(
     mistakes={
         "norms swapped": Mistake(
             _foreign_norms_swapped,
-            says="ln_1 and ln_2 changed places. Both have the same shape, so loading cannot notice: ln_1 goes to norm1.",
+            says=(
+                "ln_1 and ln_2 changed places. Both have the same shape, so loading cannot notice: ln_1 "
+                "goes to norm1."
+            ),
         ),
         "transposed": Mistake(
             _transposed,
-            says="out_proj.weight was transposed. Both libraries keep a linear layer as (out, in), and a square one loads "
-            "either way: copy it as it is.",
+            says=(
+                "out_proj.weight was transposed. Both libraries keep a linear layer as (out, in), and a "
+                "square one loads either way: copy it as it is."
+            ),
         ),
         "packed head by head": Mistake(
             _head_first,
-            says="The rows of in_proj_weight were regrouped head by head. In both libraries all queries come first, then all keys, "
-            "then all values: copy it as it is.",
+            says=(
+                "The rows of in_proj_weight were regrouped head by head. In both libraries all queries "
+                "come first, then all keys, then all values: copy it as it is."
+            ),
         ),
         "queries and keys swapped": Mistake(
             _keys_first,
@@ -297,18 +346,25 @@ RUN_TORCHVISION_BLOCK = Exercise(
         ),
         "attention left out": Mistake(
             _attention_left_out,
-            says="Attention still has the random weights it was made with: strict=False let the names of self_attention pass unused. "
-            "Rename them, and leave strict as it is, so that a forgotten name is an error.",
+            says=(
+                "Attention still has the random weights it was made with: strict=False let the names of "
+                "self_attention pass unused. Rename them, and leave strict as it is, so that a forgotten "
+                "name is an error."
+            ),
         ),
         "in projection left out": Mistake(
             _in_projection_left_out,
-            says="attn.qkv still has the random weights it was made with: strict=False hid it. torchvision writes in_proj_weight "
-            "and in_proj_bias with an underscore, not a dot.",
+            says=(
+                "attn.qkv still has the random weights it was made with: strict=False hid it. torchvision "
+                "writes in_proj_weight and in_proj_bias with an underscore, not a dot."
+            ),
         ),
         "one head": Mistake(
             _one_head,
-            says="The weights are right, but your block has one head. The shapes do not depend on the number of heads, the "
-            "values do: pass heads=heads.",
+            says=(
+                "The weights are right, but your block has one head. The shapes do not depend on the "
+                "number of heads, the values do: pass heads=heads."
+            ),
         ),
     },
 )

@@ -3,7 +3,7 @@
 | set | pictures | needs |
 |---|---|---|
 | `digits()` | real handwriting, 1 × 8 × 8, ten classes | nothing |
-| `photo(name)`, `photos()` | real colour photographs, whole and in crops; `PHOTO_CREDITS` says whose | nothing |
+| `photo(name)`, `photos()` | real photographs, whole and in crops; `PHOTO_CREDITS` says whose | nothing |
 | `shapes(level)` | generated scenes with label, exact mask and box, at three levels | nothing |
 | `image_folder(path)` | a learner's own pictures, one sub-folder per class | the pictures |
 | `cifar10()`, `published(name)` | sets that torchvision can fetch | a network, once |

@@ -8,7 +8,7 @@ from .image_set import ImageSet, check_split
 
 
 def digits(split: str = "train") -> ImageSet:
-    """Scikit-learn's handwritten digits, 8 × 8 grey, in a fixed split of 1,437 and 360, each digit with the same share of both.
+    """Scikit-learn's handwritten digits, 8 × 8 grey, in a fixed split of 1,437 and 360, stratified by digit.
 
     Args:
         split: ``'train'`` or ``'test'``.
@@ -19,8 +19,9 @@ def digits(split: str = "train") -> ImageSet:
     Raises:
         TypeError, ValueError: if ``split`` is something else.
 
-    Source: "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI repository, as bundled in scikit-learn.
-    Used in lessons 00 and 03.
+    Source:
+        "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI repository, as bundled in
+        scikit-learn.
     """
     check_split(split)
     from sklearn.datasets import load_digits

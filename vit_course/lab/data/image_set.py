@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-MEAN, STD = (
-    0.5,
-    0.27,
-)  # about those of `shapes` and `photos`: one pair for the whole course keeps models exchangeable
+from vit_course.patching import require_at_least
+
+# About those of `shapes` and `photos`: one pair for the whole course keeps models exchangeable.
+MEAN, STD = 0.5, 0.27
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -20,10 +23,11 @@ def normalise(images: Tensor) -> Tensor:
     Args:
         images: float tensor of any shape, values in 0..1.
 
+    Returns:
+        A float tensor of the same shape.
+
     Raises:
         TypeError: if ``images`` is not a tensor of floats.
-
-    Used from lesson 03 on.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -36,20 +40,22 @@ class ImageSet:
     """Images with their labels and, where they are known, the exact masks and boxes of their objects.
 
     Attributes:
-        images: (b, c, h, w) float32, values in 0..1. Floats, not bytes: what a lesson sees is what it computes with, and
-            the largest set of the course (20,000 × 3 × 32 × 32) takes 245 MB.
+        images: (b, c, h, w) float32, values in 0..1. Floats, not bytes: what a lesson sees is what it
+            computes with, and the largest set of the course (20,000 × 3 × 32 × 32) takes 245 MB.
         labels: (b,) int64, positions in ``classes``.
         classes: the names of the classes.
         masks: (b, h, w) bool, true on the object; None where nobody knows.
-        boxes: (b, 4) float32, ``x0 y0 x1 y1`` in pixels, ``x1`` and ``y1`` just outside the object; None where nobody knows.
+        boxes: (b, 4) float32, ``x0 y0 x1 y1`` in pixels, ``x1`` and ``y1`` just outside the object; None
+            where nobody knows.
 
-    ``images[10:20]``, ``images[index_tensor]`` and ``images[boolean_tensor]`` are smaller sets; a slice shares its memory.
-    A single number gives the pair (image, label), so that a ``torch.utils.data.DataLoader`` takes a set as it is.
+    A single whole number as an index gives the pair (image, label), so that a ``torch.utils.data.DataLoader``
+    takes a set as it is. A slice gives a smaller set that shares its memory; a list, an array or a tensor of
+    whole numbers, or of one boolean for each image, gives one with copies.
 
     Raises:
-        TypeError, ValueError: if the parts do not fit together; the sentence names the shapes.
-
-    Used in every lesson.
+        TypeError, ValueError: if the parts do not fit together, naming the shapes, or for an index of another
+            kind.
+        IndexError: for an index beyond the end.
     """
 
     images: Tensor
@@ -60,9 +66,8 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         b, h, w = _check_images(self.images)
-        object.__setattr__(
-            self, "classes", tuple(self.classes)
-        )  # the way to set a field of a frozen dataclass
+        # The way to set a field of a frozen dataclass.
+        object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
         _check_part("labels", self.labels, torch.int64, (b,))
         _check_part("masks", self.masks, torch.bool, (b, h, w))
         _check_part("boxes", self.boxes, torch.float32, (b, 4))
@@ -73,16 +78,21 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int | slice | Tensor) -> ImageSet | tuple[Tensor, Tensor]:
-        if isinstance(index, int):
-            return self.images[index], self.labels[index]
-        if not isinstance(index, slice | Tensor):
-            raise TypeError(
-                f"an ImageSet is indexed by an int, a slice or an index tensor, not by {type(index).__name__}"
-            )
-        masks = None if self.masks is None else self.masks[index]
-        boxes = None if self.boxes is None else self.boxes[index]
-        return replace(self, images=self.images[index], labels=self.labels[index], masks=masks, boxes=boxes)
+    @overload
+    def __getitem__(self, index: int | np.integer) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice | list | np.ndarray | Tensor) -> ImageSet: ...
+
+    def __getitem__(
+        self, index: int | np.integer | slice | list | np.ndarray | Tensor
+    ) -> ImageSet | tuple[Tensor, Tensor]:
+        where = _position(index, len(self))
+        if isinstance(where, int):
+            return self.images[where], self.labels[where]
+        masks = None if self.masks is None else self.masks[where]
+        boxes = None if self.boxes is None else self.boxes[where]
+        return replace(self, images=self.images[where], labels=self.labels[where], masks=masks, boxes=boxes)
 
     def __repr__(self) -> str:
         b, c, h, w = self.images.shape
@@ -96,20 +106,21 @@ class ImageSet:
 
         Args:
             count: number of images b in the batch.
-            generator: where the randomness comes from; None takes PyTorch's own, which ``torch.manual_seed`` sets.
+            generator: where the randomness comes from; None takes PyTorch's own, which ``torch.manual_seed``
+                sets.
 
         Returns:
             images (b, c, h, w) and labels (b,).
 
         Raises:
+            TypeError: if ``count`` is not an int.
             ValueError: if ``count`` is below 1 or the set is empty.
-
-        Used from lesson 04 on.
         """
-        check_int("count", count, 1)
+        require_at_least(1, count=count)
         if not len(self):
             raise ValueError("an empty ImageSet has nothing to sample from")
-        index = torch.randint(len(self), (count,), generator=generator)
+        device = "cpu" if generator is None else generator.device
+        index = torch.randint(len(self), (count,), generator=generator, device=device)
         return self.images[index], self.labels[index]
 
     def batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,21 +133,39 @@ class ImageSet:
             images (b, c, h, w) and labels (b,).
 
         Raises:
+            TypeError: if ``size`` is not an int.
             ValueError: if ``size`` is below 1.
-
-        Used from lesson 03 on.
         """
-        check_int("size", size, 1)
+        require_at_least(1, size=size)
         return zip(self.images.split(size), self.labels.split(size), strict=True)
 
 
-def check_int(name: str, value: int, low: int, high: int | None = None) -> None:
-    """Raise a TypeError or ValueError unless ``value`` is a whole number from ``low`` to ``high``, both included."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < low or (high is not None and value > high):
-        allowed = f"at least {low:,}" if high is None else f"from {low:,} to {high:,}"
-        raise ValueError(f"{name} must be {allowed}, not {value:,}")
+def _position(index: object, length: int) -> int | slice | Tensor:
+    """An index of any usual kind as one that tensors take: an int, a slice, or a tensor of one axis."""
+    if isinstance(index, slice):
+        backwards = index.step is not None and index.step < 0  # tensors have no such slices
+        return torch.arange(*index.indices(length), device="cpu") if backwards else index
+    several = torch.from_numpy(np.array(index)) if isinstance(index, list | np.ndarray) else index
+    if isinstance(several, Tensor) and several.ndim:
+        return _positions(several)
+    if isinstance(index, bool | np.bool_) or isinstance(several, Tensor) and several.dtype == torch.bool:
+        raise TypeError(f"an ImageSet is indexed by whole numbers, not by {index}")
+    try:
+        return operator.index(several)  # type: ignore[arg-type]  # this tests whether it can
+    except TypeError:
+        kind = type(index).__name__
+        raise TypeError(
+            f"an ImageSet is indexed by an int, a slice, or by several ints or booleans, not by {kind}"
+        ) from None
+
+
+def _positions(several: Tensor) -> Tensor:
+    """Several whole numbers in the type that indexes tensors, or booleans as they are."""
+    if several.ndim != 1:
+        raise ValueError(f"an index of an ImageSet has one axis, not the shape {tuple(several.shape)}")
+    if several.is_complex() or several.is_floating_point() and several.numel():  # an empty list has no type
+        raise TypeError(f"an ImageSet is indexed by whole numbers or booleans, not by {several.dtype}")
+    return several if several.dtype == torch.bool else several.long()
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -173,4 +202,4 @@ def _check_part(name: str, part: Tensor | None, dtype: torch.dtype, shape: tuple
     if part.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, not {part.dtype}")
     if part.shape != shape:
-        raise ValueError(f"{name} have the shape {tuple(part.shape)}; the images ask for {shape}")
+        raise ValueError(f"{name} have the shape {tuple(part.shape)}; the images need {shape}")

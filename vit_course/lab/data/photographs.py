@@ -1,4 +1,4 @@
-"""Real colour photographs that travel inside the scikit-image and scikit-learn packages, whole or cut into small crops."""
+"""Real colour photographs that come with scikit-image and scikit-learn, whole or in small crops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from .image_set import ImageSet, check_choice, check_int, check_split
+from vit_course.patching import require_at_least, require_between
+
+from ..defaults import cpu_float32
+from .image_set import ImageSet, check_choice, check_split
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Credit:
         author: who made it.
         licence: as stated by the package that carries it.
         source: where that package got it.
-        package: the package, and file: the file in it.
+        package: the package.
+        file: the file in it.
     """
 
     title: str
@@ -120,15 +124,12 @@ def photo(name: str) -> Tensor:
 
     Raises:
         TypeError, ValueError: for another name.
-        FileNotFoundError: if the installed scikit-image or scikit-learn does not carry the file; nothing is ever downloaded.
-
-    Used from lesson 00 on.
+        FileNotFoundError: if the installed scikit-image or scikit-learn does not carry the file; nothing is
+            ever downloaded.
     """
     check_choice("name", name, tuple(PHOTO_CREDITS))
     credit = PHOTO_CREDITS[name]
-    path = (
-        files(credit.package) / credit.file
-    )  # read as a file: scikit-image's own functions may go to the network
+    path = files(credit.package) / credit.file  # scikit-image's own functions may go to the network
     if not path.is_file():
         raise FileNotFoundError(
             f"the installed {credit.package} does not carry {credit.file}, the photograph {name!r}"
@@ -138,11 +139,13 @@ def photo(name: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
+@cpu_float32()
 def photos(split: str = "train", count: int | None = None, size: int = 32, seed: int = 0) -> ImageSet:
     """Square crops of random place and size, labelled with the photograph they were cut from.
 
-    In the upper half of each photograph the right 30 % are for testing, in the lower half the left 30 %; the rest is for training. No crop
-    crosses a border, so training and test crops never share a pixel. The two corners make the test about more than one place.
+    In the upper half of each photograph the right 30 % are for testing, in the lower half the left 30 %; the
+    rest is for training. No crop crosses a border, so training and test crops never share a pixel. The two
+    corners make the test about more than one place.
 
     Args:
         split: ``'train'`` or ``'test'``.
@@ -151,18 +154,20 @@ def photos(split: str = "train", count: int | None = None, size: int = 32, seed:
         seed: another number cuts elsewhere.
 
     Returns:
-        An ImageSet of (b, 3, size, size) images; the classes are the names of the photographs. Same arguments, same crops.
+        An ImageSet of (b, 3, size, size) images; the classes are the names of the photographs. Same
+        arguments, same crops.
 
     Raises:
         TypeError, ValueError: for an argument that is not among those named above.
-
-    Used in lesson 10.
     """
     check_split(split)
     count = DEFAULT_COUNT[split] if count is None else count
-    check_int("count", count, 1, 1_000_000)
-    check_int("size", size, 4, 512)
-    check_int("seed", seed, 0, 2**30)
+    require_at_least(1, count=count)
+    require_at_least(4, size=size)
+    require_at_least(0, seed=seed)
+    require_between(1, 1_000_000, count=count)
+    require_between(4, 512, size=size)
+    require_between(0, 2**30, seed=seed)
 
     generator = torch.Generator().manual_seed(2 * seed + (split == "test"))
     regions = [_regions(photo(name), split) for name in PHOTO_CREDITS]

@@ -1,11 +1,11 @@
 """Generated scenes: one of ten shapes before a textured background, with its label, exact mask and box.
 
-Everything except the outline is drawn independently of the class: place, size, angle, stretch, colours, textures, noise. Every
-shape covers the same area, so that counting object pixels tells nothing either.
+Everything except the outline is drawn independently of the class: place, size, angle, stretch, colours,
+textures, noise. Every shape covers the same area, so that counting object pixels tells nothing either.
 
-How hard the three levels are was settled by these pixel baselines, so that an easy set can flatter nothing. In per cent, from 5,000
-training and 2,000 test scenes of 32 × 32 pixels with seed 0 (chance is 10; one point either way is noise;
-``benchmarks/calibrate_shapes.py`` prints this table):
+How hard the three levels are was settled by these pixel baselines, so that an easy set can flatter nothing.
+In per cent, from 5,000 training and 2,000 test scenes of 32 × 32 pixels with seed 0 (chance is 10; one point
+either way is noise; ``benchmarks/calibrate_shapes.py`` prints this table):
 
 | | easy | default | hard |
 |---|---|---|---|
@@ -22,8 +22,8 @@ training and 2,000 test scenes of 32 × 32 pixels with seed 0 (chance is 10; one
 | object area, share of the picture | 0.23 | 0.18 | 0.21 |
 | object area, mean of the smallest class by that of the largest | 0.95 | 0.95 | 0.95 |
 
-kNN is the DINO paper's: 20 neighbours by cosine, weighted by exp(similarity / .07), pixels normalised with `normalise` where no
-mean is removed; linear is ridge regression on standardised features.
+kNN is the DINO paper's: 20 neighbours by cosine, weighted by exp(similarity / .07), pixels normalised with
+`normalise` where no mean is removed; linear is ridge regression on standardised features.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .image_set import ImageSet, check_choice, check_int, check_split
+from vit_course.patching import require_at_least, require_between
 
-# ---------------------------------------------------------------------------------------------------------------------------
-# The ten outlines. Each function takes coordinates of one shape (x to the right, y up) and gives the signed distance to its
-# outline: negative inside, positive outside, exact along straight edges and near enough elsewhere for a soft edge of one pixel.
-# ---------------------------------------------------------------------------------------------------------------------------
+from ..defaults import cpu_float32
+from .image_set import ImageSet, check_choice, check_split
+
+# The ten outlines. Each function takes coordinates of one shape (x to the right, y up) and gives the signed
+# distance to its outline: negative inside, positive outside, exact along straight edges and near enough
+# elsewhere for a soft edge of one pixel.
 
 
 def disc(x: Tensor, y: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def triangle(x: Tensor, y: Tensor) -> Tensor:
 
 
 def star(x: Tensor, y: Tensor) -> Tensor:
-    """n · (q − tip), with q the point folded into the tenth of the star between a tip and its neighbouring dent"""
+    """n · (q − tip), with q the point folded into the tenth of the star between a tip and a dent"""
     fifth, dent = 2 * math.pi / 5, 0.45
     angle = (torch.remainder(torch.atan2(x, y) + fifth / 2, fifth) - fifth / 2).abs()
     edge = torch.tensor(
@@ -88,7 +90,7 @@ def crescent(x: Tensor, y: Tensor) -> Tensor:
 
 
 def heart(x: Tensor, y: Tensor) -> Tensor:
-    """min((|x| + |y| − 1) / √2, |(|x|, y) − (½, ½)| − 1/√2): a square on its corner with a disc on each upper side"""
+    """min((|x| + |y| − 1) / √2, |(|x|, y) − (½, ½)| − 1/√2): a square and a disc on each upper side"""
     a = x.abs()
     return torch.minimum((a + y.abs() - 1) / math.sqrt(2), torch.hypot(a - 0.5, y - 0.5) - math.sqrt(0.5))
 
@@ -127,11 +129,12 @@ SHAPES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
 
 @dataclass(frozen=True)
 class Level:
-    """How hard one level of `shapes` is. Brightness runs from 0 to 1; sizes are in halves of the picture's width.
+    """How hard one level of `shapes` is, with brightness in 0..1 and sizes in halves of the picture's width.
 
     Attributes:
         scale: smallest and largest size of the object.
-        light: share of the scenes whose object is lighter than what is behind it; in the others any brightness can come.
+        light: share of the scenes whose object is lighter than what is behind it; in the others any
+            brightness can come.
         gap: by how much it is lighter at least (at most .25 more).
         texture: strength of gradients, stripes and blotches.
         noise: standard deviation of the noise on each pixel.
@@ -158,6 +161,7 @@ MAX_CHUNKS = 4000
 DEFAULT_COUNT = {"train": 20_000, "test": 2_000}
 
 
+@cpu_float32()
 def shapes(
     level: str = "default", split: str = "train", count: int | None = None, size: int = 32, seed: int = 0
 ) -> ImageSet:
@@ -171,20 +175,21 @@ def shapes(
         seed: another number gives other scenes.
 
     Returns:
-        An ImageSet of (b, 3, size, size) images with masks and boxes. Same arguments give the same scenes bit for bit on one machine,
-        and a smaller ``count`` gives the first scenes of a larger one.
+        An ImageSet of (b, 3, size, size) images with masks and boxes. Same arguments give the same scenes bit
+        for bit on one machine, and a smaller ``count`` gives the first scenes of a larger one.
 
     Raises:
         TypeError, ValueError: for an argument that is not among those named above.
-
-    Used in lessons 00 and 03 to 13.
     """
     check_choice("level", level, tuple(LEVELS))
     check_split(split)
     count = DEFAULT_COUNT[split] if count is None else count
-    check_int("count", count, 1, CHUNK * MAX_CHUNKS)
-    check_int("size", size, 16, 512)
-    check_int("seed", seed, 0, 500_000)
+    require_at_least(1, count=count)
+    require_at_least(16, size=size)
+    require_at_least(0, seed=seed)
+    require_between(1, CHUNK * MAX_CHUNKS, count=count)
+    require_between(16, 512, size=size)
+    require_between(0, 500_000, seed=seed)
 
     images = torch.empty(count, 3, size, size)
     labels = torch.empty(count, dtype=torch.int64)
@@ -211,13 +216,10 @@ def boxes_around(masks: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: if the masks are of another type or shape, or one is empty.
-
-    Used from lesson 09 on.
     """
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-        raise TypeError(
-            f"masks must be a bool tensor, not {masks.dtype if isinstance(masks, Tensor) else type(masks).__name__}"
-        )
+        kind = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
+        raise TypeError(f"masks must be a bool tensor, not {kind}")
     if masks.ndim != 3:
         raise ValueError(f"masks must have the shape (b, h, w), not {tuple(masks.shape)}")
     empty = ~masks.flatten(1).any(1)
@@ -252,16 +254,15 @@ def _draw_chunk(level: Level, size: int, generator: torch.Generator) -> tuple[Te
 
 
 def _uniform(low: float, high: float, generator: torch.Generator, *shape: int) -> Tensor:
-    """Uniform random numbers, (CHUNK, 1, 1, 1) unless another shape is asked for."""
+    """Uniform random numbers, (CHUNK, 1, 1, 1) unless another shape is given."""
     return torch.rand(shape or (CHUNK, 1, 1, 1), generator=generator).mul_(high - low).add_(low)
 
 
 def _object_distance(level: Level, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Signed distance to one object per scene, classes in order: (b, 1, s, s), in halves of the picture's width."""
+    """Signed distance to one object per scene, classes in order: (b, 1, s, s), in halves of the width."""
     scale = _uniform(*level.scale, generator)
-    room = (
-        1 - 0.75 * scale
-    )  # how far the centre may go: compact shapes stay inside, the farthest tips of others may leave
+    # How far the centre may go: compact shapes stay inside, the farthest tips of others may leave.
+    room = 1 - 0.75 * scale
     centre_x, centre_y = (room * _uniform(-1, 1, generator) for _ in "xy")
     angle, stretch = _uniform(-math.pi, math.pi, generator), _uniform(0.85, 1.15, generator)
 
@@ -292,12 +293,11 @@ def _texture(strength: float, x: Tensor, y: Tensor, generator: torch.Generator) 
     texture += colour(0.7) * striped * phase.sin()
     for cells in (4, 9):
         blotches = _uniform(-0.25, 0.25, generator, CHUNK, 3, cells, cells) * strength
-        widen = F.interpolate(torch.eye(cells)[None], size=len(x), mode="linear", align_corners=True)[
-            0
-        ]  # (cells, s)
-        texture += (
-            widen.T @ blotches @ widen
-        )  # bilinear: as F.interpolate on the blotches, several times faster
+        # Bilinear: as F.interpolate on the blotches, several times faster.
+        (widen,) = F.interpolate(
+            torch.eye(cells)[None], size=len(x), mode="linear", align_corners=True
+        )  # (cells, s)
+        texture += widen.T @ blotches @ widen
     return texture
 
 
@@ -315,7 +315,7 @@ def _add_stroke(scene: Tensor, x: Tensor, y: Tensor, generator: torch.Generator)
 def _set_apart(
     scene: Tensor, object_: Tensor, level: Level, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Shift the colours so that the object can be told from the scene; in the level's share of scenes it is the lighter one."""
+    """Shift the colours so that object and scene differ; in the level's share the object is lighter."""
     apart = (object_ - scene).mean((2, 3), keepdim=True)
     length = apart.norm(dim=1, keepdim=True)
     object_ = object_ + apart * (CONTRAST / length - 1).clamp_min(0)

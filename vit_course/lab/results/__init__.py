@@ -19,39 +19,43 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The names of the tables that are stored. Used in lesson 04."""
+    """The names of the tables that are stored."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def load(name: str) -> dict:
-    """A stored table: a dictionary with "title", "date", "machine" and "rows", each row a dictionary of plain numbers and words.
+    """Read a stored table.
 
     Args:
         name: one of `names()`.
 
-    Raises:
-        ValueError: if there is no such table; the sentence names those there are.
+    Returns:
+        A dictionary with "title", "date", "machine" and "rows"; each row is a dictionary of plain numbers and
+        words.
 
-    Used from lesson 04 on.
+    Raises:
+        ValueError: if there is no such table, naming those there are, or if a number in it is not finite.
     """
     if name not in names():
         raise ValueError(f"there is no table {name!r}; there are {', '.join(map(repr, names())) or 'none'}")
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+    def refuse(number: str) -> None:
+        raise ValueError(f"table {name!r} holds {number}, which is no measurement")
+
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def describe_machine() -> dict[str, str]:
-    """What a measurement should be read with: processor, Python and PyTorch; no names of hosts or users. Used by `benchmarks/`."""
+    """Describe what a measurement ran on.
+
+    Returns:
+        Processor, system, Python and PyTorch by name; nothing that names a host or a user.
+    """
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():  # Linux, where platform.processor() says little
-        cpu = next(
-            (
-                line.split(":", 1)[1].strip()
-                for line in info.read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            cpu,
-        )
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     return {
         "cpu": cpu,
         "system": platform.system(),

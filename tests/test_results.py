@@ -1,0 +1,24 @@
+"""Stored measurements: found by name, and made of numbers."""
+
+import pytest
+
+from vit_course.lab import results
+
+
+@pytest.mark.parametrize("name", results.names())
+def test_every_stored_table_can_be_read(name):
+    table = results.load(name)
+    assert {"title", "date", "machine", "rows"} <= set(table) and table["rows"]
+
+
+def test_an_unknown_table_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match="there is no table 'nothing'; there are 'digits'"):
+        results.load("nothing")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity"])
+def test_a_table_with_something_that_is_no_measurement_is_refused(tmp_path, monkeypatch, number):
+    (tmp_path / "mine.json").write_text(f'{{"rows": [{{"accuracy": {number}}}]}}', encoding="utf-8")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=f"table 'mine' holds {number}, which is no measurement"):
+        results.load("mine")
