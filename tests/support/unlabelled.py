@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,11 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from vit_course.cait import CaiT
+from support.models import CASES
 from vit_course.dino import DINO, DINOSchedule, MultiCrop, SelfDistillation
-from vit_course.distillation import DistilledViT
 from vit_course.lab.pretrained import adapt
-from vit_course.max_vit import MaxViT
-from vit_course.patching import ConvStem
 from vit_course.training import fit
-from vit_course.vit import SimpleViT, ViT
-from vit_course.xcit import XCiT
+from vit_course.vit import ViT
 
 SMALL = {
     "image_size": 16,
@@ -49,19 +46,12 @@ def small_timm_vit(**changes: Any) -> nn.Module:
     return adapt(VisionTransformer(**sizes | changes))
 
 
-# Backbones of every family, and how many of their tokens are no patches.
-BACKBONES: dict[str, tuple[int, Callable[[], nn.Module]]] = {
-    "ViT": (1, lambda: ViT(**SMALL)),
-    "ViT, mean of the patches": (0, lambda: ViT(**SMALL, pool="mean")),
-    "ViT, convolutional stem": (1, lambda: ViT(**SMALL, patch_embedding=ConvStem(patch_size=4, dim=32))),
-    "SimpleViT": (0, lambda: SimpleViT(**SMALL)),
-    "DistilledViT": (2, lambda: DistilledViT(**SMALL)),
-    "CaiT": (1, lambda: CaiT(**SMALL, layer_dropout=0.1)),
-    "XCiT": (1, lambda: XCiT(**SMALL)),
-    "MaxViT": (0, lambda: MaxViT(num_classes=0, dim=16, depth=(1, 1), window_size=1, dim_head=8)),
-    "timm's ViT": (1, small_timm_vit),
-    "timm's ViT with registers": (5, lambda: small_timm_vit(reg_tokens=4)),
-    "timm's ViT, averaged": (0, lambda: small_timm_vit(class_token=False, global_pool="avg")),
+# Every small form of the catalogue and timm's ViTs, and the side in pixels of a local crop that each takes.
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    **{name: (partial(case.build, num_classes=0), case.local_size) for name, case in CASES.items()},
+    "timm's ViT": (small_timm_vit, 8),
+    "timm's ViT with registers": (partial(small_timm_vit, reg_tokens=4), 8),
+    "timm's ViT, averaged": (partial(small_timm_vit, class_token=False, global_pool="avg"), 8),
 }
 
 
