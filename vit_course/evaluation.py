@@ -51,7 +51,7 @@ def extract_features(
 
     Returns:
         (b, d), for 'patches' (b, n, d), on the CPU, in the order of the images, as the model gives them: a
-        NaN is refused by the measures, who name its row.
+        NaN is refused by the measures, which name its row.
 
     Raises:
         TypeError: for another model or other images.
@@ -101,6 +101,7 @@ def _whole_labels(name: str, features: Tensor, labels: Tensor | Sequence[int]) -
     whole = labels if isinstance(labels, Tensor) else torch.tensor(labels)
     if whole.is_floating_point() or whole.is_complex():
         raise TypeError(f"{name}_labels must be an int64 tensor or other whole numbers, got {whole.dtype}")
+    whole = whole.to(features.device, torch.int64)
     if whole.shape != features.shape[:1] or not features.numel():
         raise ValueError(
             f"{name} needs one label for every feature, at least one, got features {tuple(features.shape)} "
@@ -114,7 +115,7 @@ def _whole_labels(name: str, features: Tensor, labels: Tensor | Sequence[int]) -
             f"{name}_features hold nan or infinite numbers, first in row {bad.int().argmax()}, "
             f"in {bad.sum()} of {len(bad)} rows"
         )
-    return whole.to(features.device, torch.int64)
+    return whole
 
 
 def _both_labels(
