@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import ROOT
+from layout import ROOT
 
 from vit_course.lab import results as stored
 from vit_course.lab.data import shapes
@@ -54,6 +54,7 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr(results, "image_sets", lambda data: (scenes[:200], scenes[200:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["DINO", "EsViT"])
 def test_a_run_without_labels_gives_a_whole_row(few_scenes, method):
     task = results.SelfSupervised("easy", steps=2, method=method)

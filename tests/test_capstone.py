@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from lessons import ROOT
+from layout import ROOT
 from skimage.filters import threshold_otsu
 from torchvision.utils import save_image
 
@@ -70,6 +70,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_every_choice_ends_in_a_table_and_a_page(
     choice: tuple[str, str, str], run: Callable, folder: Path
@@ -96,6 +97,7 @@ def test_every_choice_ends_in_a_table_and_a_page(
     assert all(word in page for row in table.rows for word in row[1:])
 
 
+@pytest.mark.slow
 def test_its_threshold_is_otsu_s(run: Callable) -> None:
     """The cut with the largest variance between its sides: at least that of scikit-image, which tries 256 cuts, and nearly its mask."""
     made = run(DATA="hard", NETWORK="MaxViT", OBJECTIVE="supervised")

@@ -1,4 +1,4 @@
-"""The explorer where learners meet it: in the real JupyterLab, in a real Chromium, by mouse and by keyboard."""
+"""The explorer where learners meet it: in the real JupyterLab, in a real Chromium, by mouse and keyboard."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
-from support.browser import launch
 from execute import METADATA, normalise
 from playwright.sync_api import ConsoleMessage, Page, Request, WebSocket
+from support.browser import launch
 
 TOKEN = "lesson"
 # A busy machine of two cores may need long; nothing here waits for a time, only for what should happen.
@@ -39,7 +39,9 @@ explorer""",
 class Lab:
     """A notebook that is open in JupyterLab, and what its page said and sent since it was opened.
 
-    messages: the type of every message that the page sent to the kernel. complaints: what went wrong in the page.
+    Attributes:
+        messages: the type of every message that the page sent to the kernel.
+        complaints: what went wrong in the page.
     """
 
     def __init__(self, page: Page, address: str) -> None:
@@ -169,6 +171,10 @@ def message_type(frame: bytes | str) -> str:
     return json.loads(frame[start:end])["msg_type"]
 
 
+# Each needs a browser.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gives the folder that JupyterLab shows, with a notebook in it that was never run."""
@@ -180,13 +186,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Starts the JupyterLab of `make lab` on a free port, as someone who has never started it before; gives its address."""
+    """Starts the JupyterLab of `make lab` on a free port, as if for the first time, and gives its address."""
     home = tmp_path_factory.mktemp("home")
     settings = home / "settings"
     # Without it JupyterLab asks whether it may fetch news.
     notification = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     notification.parent.mkdir(parents=True)
-    notification.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    notification.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -207,7 +213,7 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         f"--IdentityProvider.token={TOKEN}",
     ]
     command += ["--LabApp.expose_app_in_browser=True"]
-    with (home / "server.log").open("w") as log:
+    with (home / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         wait_for_server(f"http://localhost:{port}/api", server, home / "server.log")
@@ -218,7 +224,11 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def wait_for_server(url: str, server: subprocess.Popen, log: Path) -> None:
-    """Returns when something answers at ``url``; raises RuntimeError with the server's words where it ends before or takes too long."""
+    """Return when something answers at `url`.
+
+    Raises:
+        RuntimeError: with the server's words, where it ends before or takes too long.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -226,7 +236,7 @@ def wait_for_server(url: str, server: subprocess.Popen, log: Path) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}")
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +251,7 @@ def lab(address: str) -> Iterator[Lab]:
 
 @pytest.fixture
 def explorer(lab: Lab) -> Iterator[Explorer]:
-    """Gives the explorer of the open notebook; afterwards the page must not have complained about anything."""
+    """Gives the explorer of the open notebook; afterwards the page must not have complained."""
     yield Explorer(lab.page)
     assert lab.complaints == []
 
@@ -317,8 +327,8 @@ def test_no_key_reaches_the_notebook(lab, explorer):
 CONTRASTS = """root => {
     const channels = colour => colour.match(/[\\d.]+/g).map(Number);
     const over = ([...front], back) => back.map((c, place) => c + (front[place] - c) * (front[3] ?? 1));
-    const behind = node => node ? over(channels(getComputedStyle(node).backgroundColor), behind(node.parentElement))
-        : [255, 255, 255];
+    const ground = node => channels(getComputedStyle(node).backgroundColor);
+    const behind = node => node ? over(ground(node), behind(node.parentElement)) : [255, 255, 255];
     const linear = c => c <= 0.04045 * 255 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
     const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
     const contrast = (node, back = behind(node)) => {
@@ -326,8 +336,9 @@ CONTRASTS = """root => {
         const [dark, light] = [luminance(ink), luminance(back)].sort((a, b) => a - b);
         return (light + 0.05) / (dark + 0.05);
     };
-    const speaks = node => [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
-    const texts = [...root.querySelectorAll("*")].filter(node => speaks(node) && node.checkVisibility());
+    const isText = child => child.nodeType === 3 && child.textContent.trim();
+    const hasText = node => [...node.childNodes].some(isText);
+    const texts = [...root.querySelectorAll("*")].filter(node => hasText(node) && node.checkVisibility());
     return texts.map(node => [node.textContent.trim(), contrast(node)]);
 }"""
 SMALL_TEXT = 4.5

@@ -1,13 +1,13 @@
-"""The explorer as a page of its own, from disk, in a real headless Chromium without a network: by mouse and by keyboard."""
+"""The explorer as a page of its own, from disk, in a Chromium without a network: by mouse and keyboard."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, Page
 from support.browser import launch
 from support.explorer_models import EVERY_KIND, GRID
-from playwright.sync_api import Browser, Page
 
 from vit_course.lab.explorer import AttentionExplorer
 from vit_course.lab.explorer.payload import decode, encode, payload_bytes
@@ -18,7 +18,8 @@ DRAWN_MS = 2.0
 ROW = """async ([layer, head, query]) => {
     const source = document.getElementById("explorer").textContent;
     const explorer = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-    const packed = Uint8Array.from(atob(document.getElementById("data").textContent), letter => letter.charCodeAt(0));
+    const letters = atob(document.getElementById("data").textContent);
+    const packed = Uint8Array.from(letters, letter => letter.charCodeAt(0));
     const inflated = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
     const { _meta } = JSON.parse(document.getElementById("state").textContent);
     const payload = explorer.openPayload(_meta, new DataView(await new Response(inflated).arrayBuffer()));
@@ -29,6 +30,10 @@ ROW = """async ([layer, head, query]) => {
 TIMES = "performance.getEntriesByName('vit-explorer-draw').map(entry => entry.duration)"
 
 
+# Each needs a browser.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Gives a headless Chromium for all tests here."""
@@ -37,7 +42,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Shown:
-    """An explorer's page, for hands and eyes; it ends with an error if the page complained or asked for anything."""
+    """An explorer's page, for hands and eyes; a complaint or a request of the page is an error at the end."""
 
     def __init__(self, page: Page, path: Path) -> None:
         self.page, self.complaints = page, []
@@ -75,7 +80,10 @@ class Shown:
         """The colour in a corner of a patch, free of dashes and frames."""
         row, column = divmod(patch, grid[1])
         return self.root.locator(f"canvas[data-panel='{panel}']").evaluate(
-            "(canvas, [x, y]) => [...canvas.getContext('2d').getImageData(x * canvas.width, y * canvas.height, 1, 1).data]",
+            """(canvas, [x, y]) => {
+                const [left, top] = [x * canvas.width, y * canvas.height];
+                return [...canvas.getContext("2d").getImageData(left, top, 1, 1).data];
+            }""",
             [(column + 0.25) / grid[1], (row + 0.25) / grid[0]],
         )
 

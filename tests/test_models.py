@@ -184,6 +184,7 @@ def test_precisions(model: nn.Module, name: str) -> None:
         assert relative_error(double(images().double()).float(), logits) < SAME
 
 
+@pytest.mark.slow
 def test_compiles_in_one_piece(name: str) -> None:
     """The graph is caught without a break; turning it into machine code is PyTorch's part, and takes a compiler and a minute."""
     torch._dynamo.reset()

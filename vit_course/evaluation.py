@@ -56,6 +56,8 @@ def extract_features(
     Raises:
         TypeError: for another model or other images.
         ValueError: for an unknown pool, features of another form, or no images at all.
+
+    Built in lesson 09.
     """
     require_backbone("backbone", backbone, "forward_features")
     if pool not in (None, "cls", "mean", "patches"):
@@ -170,6 +172,8 @@ def knn_accuracy(
             a temperature that is not positive.
 
     Source: Wu et al. 2018, section 3.4; Caron et al. 2021, section 3.2.
+
+    Built in lesson 09.
     """
     train_labels, test_labels = _both_labels(train_features, train_labels, test_features, test_labels)
     require_at_least(1, k=k)
@@ -271,6 +275,8 @@ def linear_probe(
             that is negative or infinite, or one to be chosen from fewer than 5 images.
 
     Source: Caron et al. 2021, section 3.2, for the measure.
+
+    Built in lesson 09.
     """
     train_labels, test_labels = _both_labels(train_features, train_labels, test_features, test_labels)
     require_between(0, math.inf, penalty=0.0 if penalty is None else penalty)
@@ -299,6 +305,8 @@ def attention_masks(weights: Tensor, keep: float = 0.6) -> Tensor:
         TypeError, ValueError: for other weights, a row without any weight, a share out of range.
 
     Source: Caron et al. 2021, section 4.2.2.
+
+    Built in lesson 09.
     """
     require_floats("weights", weights, "b h n")
     require_between(0, 1, keep=keep)
@@ -332,6 +340,8 @@ def masks_to_pixels(masks: Tensor, grid: tuple[int, int], patch_size: int | tupl
 
     Raises:
         ValueError: where the patches do not fill the grid.
+
+    Built in lesson 09.
     """
     (rows, columns), (p1, p2) = pair(grid, "grid"), pair(patch_size, "patch_size")
     if not isinstance(masks, Tensor) or masks.ndim != 3 or masks.shape[2] != rows * columns:
@@ -355,6 +365,8 @@ def jaccard(found: Tensor, truth: Tensor) -> Tensor:
         TypeError, ValueError: for other masks.
 
     Source: Jaccard 1901.
+
+    Built in lesson 09.
     """
     for name, masks in {"found": found, "truth": truth}.items():
         if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
@@ -406,6 +418,8 @@ def boxes_from_masks(
 
     Raises:
         TypeError, ValueError: for other masks, scores or labels.
+
+    Built in lesson 09.
     """
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3:
         kind = (tuple(masks.shape), masks.dtype) if isinstance(masks, Tensor) else type(masks).__name__
@@ -456,6 +470,8 @@ def mean_average_precision(
             thresholds out of range, or no true box at all.
 
     Source: Lin et al. 2014; the average over 101 recalls is that of COCO's tools.
+
+    Built in lesson 09.
     """
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} images with detections, but {len(truths)} with true boxes")

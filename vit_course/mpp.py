@@ -56,6 +56,8 @@ def mean_colour_labels(images: Tensor, patch_size: int | tuple[int, int], bits: 
             where patches do not fill the image, and for more than 2^15 classes.
 
     Source: Dosovitskiy et al. 2020, appendix B.1.2.
+
+    Built in lesson 12.
     """
     require_images(images)
     _number_of_colours(bits, images.shape[1])
@@ -79,6 +81,8 @@ class Corruption(NamedTuple("Corruption", [("index", Tensor), ("source", Tensor)
         index: the patches that are corrupted, each once.
         source: the patch whose embedding stands there afterwards, another one or the patch itself.
         is_masked: whether the mask token stands there instead.
+
+    Built in lesson 12.
     """
 
 
@@ -110,6 +114,8 @@ def draw_corruption(
         TypeError, ValueError: for numbers out of range.
 
     Source: Dosovitskiy et al. 2020, appendix B.1.2; Devlin et al. 2018, section 3.1.
+
+    Built in lesson 12.
     """
     require_at_least(1, b=b)
     require_at_least(2, n=n)
@@ -144,6 +150,8 @@ def corrupt(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tens
 
     Raises:
         TypeError, ValueError: for patches, a draw or a mask token of another form.
+
+    Built in lesson 12.
     """
     require_floats("patches", patches, "b n d")
     b, n, d = patches.shape
@@ -221,6 +229,8 @@ class MPP(nn.Module):
         TypeError, ValueError: for a backbone, arguments and images that do not fit.
 
     Source: Dosovitskiy et al. 2020, appendix B.1.2.
+
+    Built in lesson 12.
     """
 
     mean: Tensor

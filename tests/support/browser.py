@@ -1,4 +1,4 @@
-"""Chromium and node for the tests that need them: where they are, how they start, and what happens where there are none."""
+"""Chromium and node for the tests that need them: where they are, how they start, what happens without."""
 
 import os
 import shutil
@@ -22,24 +22,30 @@ CHROMIUM_FLAGS = [
 
 
 def chromium_path() -> str:
-    """Returns the path of Chromium: what VIT_COURSE_CHROMIUM names where it is set, or the first on PATH that is known to work.
+    """The path of Chromium: what VIT_COURSE_CHROMIUM names, or the first on PATH that is known to work.
 
-    Skips the calling test where there is none, or fails it on CI.
+    Where there is none, the calling test is skipped, or fails on CI.
     """
     named = os.environ.get("VIT_COURSE_CHROMIUM")
     return program(
         [named] if named else CHROMIUM_NAMES,
-        "this test needs Chromium: install it (Debian: apt-get install chromium), or name yours in VIT_COURSE_CHROMIUM",
+        "this test needs Chromium: install it (Debian: apt-get install chromium), or name yours in "
+        "VIT_COURSE_CHROMIUM",
     )
 
 
 def node_path() -> str:
-    """Returns the path of node, or skips the calling test (fails it on CI)."""
+    """The path of node; without it the calling test is skipped, or fails on CI."""
     return program(["node"], "this test needs node 18 or newer: install it (Debian: apt-get install nodejs)")
 
 
 def program(names: list[str] | tuple[str, ...], missing: str) -> str:
-    """Returns the path of the first of ``names`` that is installed; without one skips with the sentence ``missing``, or fails on CI."""
+    """The path of the first of these programs that is installed.
+
+    Args:
+        names: what the program may be called.
+        missing: the sentence with which the calling test is skipped, or fails on CI, where there is none.
+    """
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
@@ -48,7 +54,7 @@ def program(names: list[str] | tuple[str, ...], missing: str) -> str:
 
 @contextmanager
 def launch() -> Iterator[Browser]:
-    """Gives a headless Chromium with a fresh profile as playwright's ``Browser``, and closes it."""
+    """Gives a headless Chromium with a fresh profile as playwright's `Browser`, and closes it."""
     path = chromium_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)

@@ -1,4 +1,4 @@
-"""Small models of every kind for the tests of the explorer, and what Python sees where a page shows something."""
+"""Small models of every kind for the tests of the explorer, and what Python sees in a view."""
 
 import json
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from support.parity import heat
 from torch import Tensor, nn
 
+from support.parity import heat
 from vit_course.lab.explorer import AttentionExplorer
 from vit_course.patching import PatchEmbedding
 from vit_course.vit import ViT
@@ -41,8 +41,8 @@ def vit(**changes: object) -> ViT:
     return heat(ViT(**SIZES | changes))
 
 
-class Says(nn.Module):
-    """A layer that says these weights, or those that a function makes of the images, when it is recorded."""
+class FixedLayer(nn.Module):
+    """A layer with these weights, or those that a function makes of the images, when it is recorded."""
 
     def __init__(self, kind: str, weights: object, *more: object) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Says(nn.Module):
             self.attention_recorder(weights, *self.more)
 
 
-class Stand(nn.Module):
-    """A model whose layers say what they are told to, on images cut into patches."""
+class FixedModel(nn.Module):
+    """A model of such layers, on images cut into patches."""
 
     def __init__(self, *layers: nn.Module, patch_size: int = 4, num_prefix_tokens: int = 1) -> None:
         super().__init__()
@@ -73,8 +73,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def windows(axis: str, grid: tuple[int, int], side: int, heads: int) -> Says:
-    """Attention inside windows, as MaxViT's: each patch asks for patches of its own colour."""
+def windows(axis: str, grid: tuple[int, int], side: int, heads: int) -> FixedLayer:
+    """Attention inside windows, as MaxViT's: each patch attends to patches of its own colour."""
     pattern = {"block": "(y r) (x c) -> (y x) (r c)", "grid": "(r y) (c x) -> (y x) (r c)"}[axis]
     members = rearrange(torch.arange(grid[0] * grid[1]).view(grid), pattern, r=side, c=side)
 
@@ -85,32 +85,33 @@ def windows(axis: str, grid: tuple[int, int], side: int, heads: int) -> Says:
             0, 1
         )
 
-    return Says("window", weights, grid, members)
+    return FixedLayer("window", weights, grid, members)
 
 
-def talking_heads() -> Stand:
+def talking_heads() -> FixedModel:
     """Weights after a mix of the heads: rows that do not add up to one, some weights negative."""
     weights = noise(2, 3, 48, 48).softmax(-1)
     mix = torch.tensor([[0.9, -0.4, 0.1], [0.2, 0.7, 0.0], [0.3, 0.2, -0.8]])
-    return Stand(Says("global", torch.einsum("gh,bhij->bgij", mix, weights)))
+    return FixedModel(FixedLayer("global", torch.einsum("gh,bhij->bgij", mix, weights)))
 
 
-def ragged() -> Stand:
-    """Two global layers, then one in which only the class token asks, as in CaiT."""
-    layers = [Says("global", noise(2, 2, 48, 48, seed=seed).softmax(-1)) for seed in range(2)]
-    return Stand(*layers, Says("class", noise(2, 3, 1, 49).softmax(-1)))
+def ragged() -> FixedModel:
+    """Two global layers, then one in which the class token is the only query, as in CaiT."""
+    layers = [FixedLayer("global", noise(2, 2, 48, 48, seed=seed).softmax(-1)) for seed in range(2)]
+    return FixedModel(*layers, FixedLayer("class", noise(2, 3, 1, 49).softmax(-1)))
 
 
-def pyramid() -> Stand:
+def pyramid() -> FixedModel:
     """Windows on two grids, as in MaxViT."""
     fine, coarse = ((12, 16), 4, 2), ((6, 8), 2, 3)
-    return Stand(*(windows(axis, *size) for size in (fine, coarse) for axis in ("block", "grid")))
+    return FixedModel(*(windows(axis, *size) for size in (fine, coarse) for axis in ("block", "grid")))
 
 
-def channels() -> Stand:
-    """Channels that ask channels, as in XCiT."""
-    return Stand(
-        Says("channel", noise(2, 2, 8, 8).softmax(-1)), Says("class", noise(2, 2, 1, 49).softmax(-1))
+def channels() -> FixedModel:
+    """Channels that attend to channels, as in XCiT."""
+    return FixedModel(
+        FixedLayer("channel", noise(2, 2, 8, 8).softmax(-1)),
+        FixedLayer("class", noise(2, 2, 1, 49).softmax(-1)),
     )
 
 
@@ -148,13 +149,13 @@ def choices_of(explorer: AttentionExplorer) -> list[dict]:
 
 
 def choose(explorer: AttentionExplorer, choice: dict) -> None:
-    """Makes all choices, the layer first: what heads and patches there are depends on it."""
+    """Make all choices, the layer first: what heads and patches there are depends on it."""
     for name in sorted(choice, key=lambda name: name != "layer"):
         setattr(explorer, name, choice[name])
 
 
 def write_case(explorer: AttentionExplorer, folder: Path, name: str) -> None:
-    """Writes the payload, and for many choices what Python sees, for node to compare."""
+    """Write the payload, and for many choices what Python sees, for node to compare."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.bin").write_bytes(explorer._data)
     views = []
@@ -179,4 +180,6 @@ def write_case(explorer: AttentionExplorer, folder: Path, name: str) -> None:
                 }
             )
         views[-1]["words"] = explorer.words
-    (folder / f"{name}.json").write_text(json.dumps({"meta": explorer._meta, "views": views}))
+    (folder / f"{name}.json").write_text(
+        json.dumps({"meta": explorer._meta, "views": views}), encoding="utf-8"
+    )

@@ -1,4 +1,4 @@
-"""See attention: move over a patch of a picture and see at once where it looks."""
+"""See attention: move over a patch of a picture and see at once what it attends to."""
 
 from .widget import AttentionExplorer
 

@@ -28,8 +28,12 @@ def draw(
 ) -> Figure:
     """A picture, for each model the map on it and one small map for each head, and the words below.
 
-    image: (c, h, w) in 0..1. views: for each model its name, the view, and the same view for each head. mass: the share that the mask
-    keeps, 0 for none. truth: the true mask (h, w).
+    Args:
+        image: (c, h, w) in 0..1.
+        views: for each model its name, the view, and the same view for each head.
+        mass: the share that the mask keeps, 0 for none.
+        truth: the true mask (h, w), booleans, or None.
+        title, words: what stands above and below.
     """
     height, width = image.shape[-2:]
     lines = textwrap.wrap(words, 132)
@@ -70,31 +74,21 @@ def draw(
 def _draw_view(axis: Axes, image: Tensor, view: View, mass: float, truth: Tensor | None) -> None:
     axis.axis("off")
     if view.matrix is not None:
-        axis.imshow(
-            _colours(view.matrix.numpy(), view.matrix.abs().max().item())[..., :3], interpolation="nearest"
-        )
+        colours = _colours(view.matrix.numpy(), view.matrix.abs().max().item())
+        axis.imshow(colours[..., :3], interpolation="nearest")
         return
     height, width = image.shape[-2:]
-    rows, columns = view.layer.grid
     draw_image(axis, image)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     if mass:
-        kept = keep_mass(view.values, mass).view(rows, columns).numpy()
-        veil = np.zeros((rows, columns, 4))
-        veil[..., 3] = 0.65 * ~kept
+        kept = keep_mass(view.values, mass).unflatten(0, view.layer.grid).numpy()
+        veil = np.zeros((*view.layer.grid, 4))
+        veil[..., 3] = np.where(kept, 0, 0.65)
         axis.imshow(veil, extent=extent, interpolation="nearest")
     else:
-        axis.imshow(
-            _colours(view.map().numpy(), view.others[view.strongest].item()),
-            extent=extent,
-            interpolation="nearest",
-        )
-        negative = (view.values < 0).nonzero()[:, 0].numpy()
-        x, y = (
-            (negative % columns + 0.5) * width / columns - 0.5,
-            (negative // columns + 0.5) * height / rows - 0.5,
-        )
-        axis.plot(x, y, linestyle="none", marker="_", markersize=4, color="white")
+        colours = _colours(view.map().numpy(), view.others[view.strongest].item())
+        axis.imshow(colours, extent=extent, interpolation="nearest")
+        _dash_negative(axis, view, (height, width))
     if truth is not None and truth.any() and not truth.all():
         axis.contour(truth.float().numpy(), levels=[0.5], colors="black", linewidths=2)
         axis.contour(truth.float().numpy(), levels=[0.5], colors="white", linewidths=1, linestyles="dashed")
@@ -102,8 +96,16 @@ def _draw_view(axis: Axes, image: Tensor, view: View, mass: float, truth: Tensor
         for cell in (~view.values.isnan()).nonzero()[:, 0].tolist():
             _outline(axis, cell, view.layer.grid, (height, width), ("white",), 0.5)
     token = view.token if view.pointed is None else view.pointed
-    if token != "cls":
+    if not isinstance(token, str):
         _outline(axis, token, view.layer.grid, (height, width), ("black", "white"), 1.5)
+
+
+def _dash_negative(axis: Axes, view: View, size: tuple[int, int]) -> None:
+    """A dash in every patch with a negative weight."""
+    (rows, columns), (height, width) = view.layer.grid, size
+    row, column = np.nonzero(view.map().numpy() < 0)
+    x, y = (column + 0.5) * width / columns - 0.5, (row + 0.5) * height / rows - 0.5
+    axis.plot(x, y, linestyle="none", marker="_", markersize=4, color="white")
 
 
 def _colours(values: np.ndarray, largest: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One HTML file that holds the explorer with its pictures and weights, and works from disk without server or network."""
+"""One HTML file that holds the explorer with its pictures and weights, and needs no server and no network."""
 
 import base64
 import html
@@ -9,12 +9,14 @@ import zlib
 STYLE = """
 :root {
     color-scheme: light dark;
-    --jp-layout-color0: #fff; --jp-layout-color1: #fff; --jp-layout-color2: #f3f4f6; --jp-border-color1: #c3c7cd;
+    --jp-layout-color0: #fff; --jp-layout-color1: #fff; --jp-layout-color2: #f3f4f6;
+    --jp-border-color1: #c3c7cd;
     --jp-ui-font-color1: #24292f; --jp-ui-font-color2: #5b6470; --jp-brand-color1: #1769aa;
 }
 @media (prefers-color-scheme: dark) {
     :root {
-        --jp-layout-color0: #111418; --jp-layout-color1: #15191e; --jp-layout-color2: #20262d; --jp-border-color1: #46505c;
+        --jp-layout-color0: #111418; --jp-layout-color1: #15191e; --jp-layout-color2: #20262d;
+        --jp-border-color1: #46505c;
         --jp-ui-font-color1: #e4e7eb; --jp-ui-font-color2: #a3acb7; --jp-brand-color1: #63b3f0;
     }
 }
@@ -22,12 +24,14 @@ body { margin: 0; padding: 16px; background: var(--jp-layout-color0); }
 main { max-width: 960px; margin: 0 auto; }
 """
 
-# The page's stand-in for the notebook's side of a widget: it keeps the choices and tells who listens.
+# The page's stand-in for the notebook's side of a widget: it keeps the choices and dispatches their changes.
 SCRIPT = """
 const source = document.getElementById("explorer").textContent;
 const explorer = (await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })))).default;
-const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (letter) => letter.charCodeAt(0));
-const data = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
+const letters = atob(document.getElementById("data").textContent);
+const packed = new Blob([Uint8Array.from(letters, (letter) => letter.charCodeAt(0))]);
+const inflated = packed.stream().pipeThrough(new DecompressionStream("deflate"));
+const data = await new Response(inflated).arrayBuffer();
 const state = { ...JSON.parse(document.getElementById("state").textContent), _data: new DataView(data) };
 const events = new EventTarget(), handlers = new Map();
 const model = {
@@ -38,7 +42,10 @@ const model = {
         events.dispatchEvent(new Event(`change:${name}`));
     },
     save_changes() {},
-    on(name, handler) { handlers.set(handler, () => handler()); events.addEventListener(name, handlers.get(handler)); },
+    on(name, handler) {
+        handlers.set(handler, () => handler());
+        events.addEventListener(name, handlers.get(handler));
+    },
     off(name, handler) { events.removeEventListener(name, handlers.get(handler)); },
 };
 explorer.render({ model, el: document.querySelector("main") });
@@ -48,8 +55,11 @@ explorer.render({ model, el: document.querySelector("main") });
 def page(script: str, style: str, state: dict, data: bytes, picture: bytes, alt: str) -> str:
     """The text of the page.
 
-    script, style: explorer.js and explorer.css. state: the traits, for JSON. data: the payload. picture, alt: a PNG and its words, for
-    whoever has no JavaScript.
+    Args:
+        script, style: explorer.js and explorer.css.
+        state: the traits, for JSON.
+        data: the payload.
+        picture, alt: a PNG and its words, for whoever has no JavaScript.
     """
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -1,8 +1,9 @@
 """Attention weights as bytes for the browser, and back: one byte for each weight, four for each row.
 
-A row is stored as its scale (float32) and a byte q for each weight. A row without negative weights has its maximum as scale, and
-weight = (q / 255)² · scale: the square spends the bytes where most weights are. A row with negative weights (talking heads) has *minus*
-its largest absolute value as scale, and weight = (q - 128) / 127 · |scale|. Either way a weight is off by less than 0.4 % of that maximum.
+A row is stored as its scale (float32) and a byte q for each weight. A row without negative weights has its
+maximum as scale, and weight = (q / 255)² · scale: the square spends the bytes where most weights are. A row
+with negative weights (talking heads) has *minus* its largest absolute value as scale, and
+weight = (q - 128) / 127 · |scale|. Either way a weight is off by less than 0.4 % of that maximum.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from matplotlib import colormaps
 from torch import Tensor
 
-from .recording import Panel
+from .recording import CheckedLayer, Panel
 
 VERSION = 1
 MAX_BYTES = 64_000_000  # 48 MB were measured to reach a notebook page in three seconds
@@ -20,9 +21,16 @@ COLOURS = "viridis"
 
 
 def encode(weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (…, k) as bytes (…, k), uint8, and scales (…,), float32; see the module for the form.
+    """Weights as bytes and scales; the module says in what form.
 
-    Raises ValueError for NaN and infinite weights.
+    Args:
+        weights: (…, k), float32.
+
+    Returns:
+        Bytes (…, k), uint8, and scales (…,), float32.
+
+    Raises:
+        ValueError: for NaN and infinite weights.
     """
     if not weights.isfinite().all():
         raise ValueError(
@@ -37,20 +45,37 @@ def encode(weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode(codes: np.ndarray, scales: np.ndarray) -> Tensor:
-    """The weights (…, k) that the browser sees, of bytes (…, k) and scales (…,)."""
-    codes, scales = torch.from_numpy(np.array(codes)).float(), torch.from_numpy(np.array(scales))[..., None]
-    return torch.where(scales < 0, (codes - 128) / 127 * scales.abs(), (codes / 255) ** 2 * scales)
+    """The weights that the browser sees.
+
+    Args:
+        codes: bytes (…, k).
+        scales: (…,).
+
+    Returns:
+        Weights (…, k), float32.
+    """
+    code, scale = torch.from_numpy(np.array(codes)).float(), torch.from_numpy(np.array(scales))[..., None]
+    return torch.where(scale < 0, (code - 128) / 127 * scale.abs(), (code / 255) ** 2 * scale)
 
 
 def pack(
     panels: Sequence[Panel], images: Tensor, masks: Tensor | None, names: Sequence[str]
 ) -> tuple[dict, bytes]:
-    """Everything a page needs: a description for JSON, and one block of bytes to which its offsets point.
+    """Everything a page needs.
 
-    images: (b, c, h, w) in 0..1. masks: (b, h, w) or None. names: captions of the images.
-    Raises ValueError, before anything is encoded, where it would take more than MAX_BYTES.
+    Args:
+        panels: the models.
+        images: (b, c, h, w) in 0..1.
+        masks: (b, h, w) or None.
+        names: captions of the images.
+
+    Returns:
+        A description for JSON, and one block of bytes to which its offsets point.
+
+    Raises:
+        ValueError: before anything is encoded, where it would take more than MAX_BYTES.
     """
-    _check_size(panels, images)
+    _require_fitting(panels, len(images))
     block = bytearray()
 
     def add(array: np.ndarray) -> int:
@@ -60,38 +85,42 @@ def pack(
         block.extend(np.ascontiguousarray(array).tobytes())
         return offset
 
-    b, _, height, width = images.shape
+    def described(layer: CheckedLayer, rolls: bool) -> dict:
+        codes, scales = encode(layer.weights)
+        _, heads, queries, keys = layer.weights.shape
+        return {
+            "name": layer.name,
+            "kind": layer.kind,
+            "heads": heads,
+            "queries": queries,
+            "keys": keys,
+            "grid": list(layer.grid),
+            "prefix": layer.num_prefix_tokens,
+            "windows": layer.windows,
+            "rolls": rolls,
+            "scales": add(scales),
+            "codes": add(codes),
+            "members": add(layer.members.numpy().astype("<i4")) if layer.kind == "window" else None,
+        }
+
+    height, width = images.shape[-2:]
     pixels = (images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    meta = {
+    colours = (colormaps[COLOURS](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    meta: dict = {
         "version": VERSION,
         "images": {"names": list(names), "height": height, "width": width, "pixels": add(pixels)},
         "masks": None if masks is None else add(masks.to(torch.uint8).numpy()),
-        "colours": add((colormaps[COLOURS](np.arange(256))[:, :3] * 255).round().astype(np.uint8)),
-        "panels": [],
+        "colours": add(colours),
+        "panels": [
+            {
+                "name": panel.name,
+                "layers": [
+                    described(layer, panel.rolls(number)) for number, layer in enumerate(panel.layers)
+                ],
+            }
+            for panel in panels
+        ],
     }
-    for panel in panels:
-        layers = []
-        for number, layer in enumerate(panel.layers):
-            codes, scales = encode(layer.weights)
-            _, heads, queries, keys = layer.weights.shape
-            is_window = layer.kind == "window"
-            layers.append(
-                {
-                    "name": layer.name,
-                    "kind": layer.kind,
-                    "heads": heads,
-                    "queries": queries,
-                    "keys": keys,
-                    "grid": list(layer.grid),
-                    "prefix": layer.num_prefix_tokens,
-                    "windows": len(layer.members) if is_window else 1,
-                    "rolls": panel.rolls(number),
-                    "scales": add(scales),
-                    "codes": add(codes),
-                    "members": add(layer.members.cpu().numpy().astype("<i4")) if is_window else None,
-                }
-            )
-        meta["panels"].append({"name": panel.name, "layers": layers})
     meta["bytes"] = len(block)
     return meta, bytes(block)
 
@@ -102,11 +131,12 @@ def payload_bytes(panels: Sequence[Panel]) -> int:
     return sum(tensor.numel() + 4 * (tensor.numel() // tensor.shape[-1]) for tensor in weights)
 
 
-def _check_size(panels: Sequence[Panel], images: Tensor) -> None:
-    size, count = payload_bytes(panels), len(images)
+def _require_fitting(panels: Sequence[Panel], images: int) -> None:
+    """Raise a ValueError where the weights of so many images are too much for a page."""
+    size = payload_bytes(panels)
     if size <= MAX_BYTES:
         return
-    one = size / count
+    one = size / images
     fitting = int(MAX_BYTES // one)
     advice = (
         f"give at most {fitting}"
@@ -114,6 +144,6 @@ def _check_size(panels: Sequence[Panel], images: Tensor) -> None:
         else "one image alone is too much: give a smaller one, since half the side takes about a sixteenth"
     )
     raise ValueError(
-        f"the attention weights of {count} images take {size / 1e6:,.0f} MB, {one / 1e6:,.1f} MB each, "
+        f"the attention weights of {images} images take {size / 1e6:,.0f} MB, {one / 1e6:,.1f} MB each, "
         f"and a notebook page takes {MAX_BYTES / 1e6:.0f} MB; {advice}"
     )

@@ -1,9 +1,11 @@
-"""The widget: choices that the page and Python share, and what can be asked of them."""
+"""The widget: choices that the page and Python share, and what can be read of them."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import traitlets
@@ -15,7 +17,7 @@ from vit_course.patching import require_between
 from .figure import draw
 from .page import page
 from .payload import pack
-from .recording import Panel, check_comparable, check_images, check_masks, record_panel
+from .recording import check_comparable, check_images, check_masks, record_panel
 from .views import View, keep_mass, look, middle, moved
 from .words import describe, place
 
@@ -23,26 +25,40 @@ HERE = Path(__file__).parent
 
 
 class ChoiceError(traitlets.TraitError, ValueError):
-    """A choice that the model or the pictures do not have. A TraitError, so that traitlets takes the old choice back."""
+    """A choice that model or pictures do not have; as a TraitError it makes traitlets keep the old one."""
 
 
 class AttentionExplorer(anywidget.AnyWidget):
-    """A picture on which every patch shows where it looks: move over it, click to keep a patch, choose layer and head.
+    """A picture on which every patch shows what it attends to: move over it, click, choose layer and head.
 
-    model: any model of the course, or a ViT of timm or torchvision; it is run once, in eval mode. images: the pictures as they look,
-    (c, h, w) or (b, c, h, w), floats in 0..1, with 1 or 3 channels. transform: makes of them what the model was trained on, for the models
-    of the lessons transform=normalise; None feeds them as they are. compare: a second model, shown beside the first on the same hover.
-    names: captions of the images, one each. model_names: what the models are called. masks: the true masks (b, h, w), booleans; they are
-    outlined, and the words say how well attention finds them.
+    The arguments from `layer` to `mass` are the first choices. They and `image` are traits, shared with the
+    page in both directions. Where a layer lacks the chosen head, its mean is shown; where its grid is
+    another, the token moves to the patch at the same place.
 
-    The other arguments are the first choices. They and `image` are traits, shared with the page in both directions:
-    image: the number of the picture. layer: the number of the layer, -1 for the last. head: a number, 'mean' of the heads, or 'rollout'
-    through all layers up to this one. token: the patch that was clicked, a number in reading order on the layer's grid, or 'cls', the class
-    token (None takes it, or the patch in the middle where no layer has one). direction: 'query', what the token looks at, or 'key', what
-    looks at it. mass: above 0, only the patches with this share of the attention stay bright.
+    Args:
+        model: any model of the course, or a ViT of timm or torchvision. It is run once, in eval mode, and
+            stays as it is.
+        images: the pictures as they look, (c, h, w) or (b, c, h, w), floats in 0..1, with 1 or 3 channels.
+        compare: a second model, shown beside the first on the same hover.
+        layer: number of the layer, -1 for the last.
+        head: a number, 'mean' of the heads, or 'rollout' through all layers up to this one.
+        token: the patch that was clicked, a number in reading order on the layer's grid, or 'cls', the class
+            token. None takes the class token, or the patch in the middle where no layer has one.
+        direction: 'query', what the token attends to, or 'key', what attends to it.
+        mass: above 0, only the patches with this share of the attention stay bright.
+        names: captions of the images, one each.
+        masks: the true masks (h, w) or (b, h, w), booleans. They are outlined, and the words say how well
+            attention finds them.
+        transform: makes of the pictures what the model was trained on, for the models of the lessons
+            transform=normalise. None feeds them as they are.
+        model_names: what the models are called.
 
-    Where a layer lacks the chosen head, its mean is shown; where its grid is another, the token moves to the patch at the same place.
-    Raises TypeError or ValueError for images, masks, models and choices that do not fit, naming the numbers. Used in lessons 00, 02, 03.
+    Attributes:
+        image: number of the picture that is shown.
+        layer, head, token, direction, mass: the choices, as above.
+
+    Raises:
+        TypeError, ValueError: for images, masks, models and choices that do not fit, naming the numbers.
     """
 
     _esm = HERE / "explorer.js"
@@ -75,23 +91,25 @@ class AttentionExplorer(anywidget.AnyWidget):
     ) -> None:
         self._images = check_images(images)
         self._masks = check_masks(masks, self._images)
-        if names is not None and len(names) != len(self._images):
+        captions = _strings("names", range(len(self._images)) if names is None else names)
+        if len(captions) != len(self._images):
             raise ValueError(
-                f"{len(self._images)} images need as many names, got {len(names)}: {list(names)}"
+                f"{len(self._images)} images need as many names, got {len(captions)}: {captions}"
             )
         models = [model] if compare is None else [model, compare]
-        if len(model_names) < len(models):
-            raise ValueError(f"{len(models)} models need as many model_names, got {list(model_names)}")
+        titles = _strings("model_names", model_names)
+        if len(titles) < len(models):
+            raise ValueError(f"{len(models)} models need as many model_names, got {titles}")
         self._panels = [
-            record_panel(name, each, self._images, transform)
-            for name, each in zip(model_names, models, strict=False)
+            record_panel(title, each, self._images, transform)
+            for title, each in zip(titles, models, strict=False)
         ]
         if compare is not None:
             check_comparable(*self._panels)
-        captions = [str(name) for name in names or range(len(self._images))]
         meta, data = pack(self._panels, self._images, self._masks, captions)
         layer = self._checked_layer(layer)
-        self._place = ("cls", self._layer_grid(layer))  # the token, and the grid on which it is counted
+        # the token, and the grid on which it is counted
+        self._place: tuple[int | str, tuple[int, int]] = ("cls", self._layer_grid(layer))
         super().__init__(
             image=0,
             layer=layer,
@@ -103,19 +121,34 @@ class AttentionExplorer(anywidget.AnyWidget):
             _data=data,
         )
 
-    # ---- what can be asked --------------------------------------------------------------------------------------------------------------
+    # ---- what can be read ----------------------------------------------------------------------------------
 
     def map(self, model: int = 0) -> Tensor:
-        """The weights of the present view in full precision: (rows, columns), NaN outside a window; (k, k) for channels.
+        """The weights of the present view in full precision, a copy.
 
-        model: 0 for the first, 1 for the one to compare.
+        Args:
+            model: 0 for the first, 1 for the one to compare.
+
+        Returns:
+            (rows, columns), NaN outside a window; (k, k) for channels.
+
+        Raises:
+            ValueError: for a model that is not there.
         """
-        return self._view(model).map()
+        return self._view(model).map().clone()
 
     def mask(self, keep: float, model: int = 0) -> Tensor:
-        """The fewest patches that hold the share `keep` of the present view's positive weight: (rows, columns) of booleans.
+        """The fewest patches that hold a share of the present view's positive weight.
 
-        model: 0 for the first, 1 for the one to compare. Raises ValueError for a share outside 0..1 and for channels, which have no map.
+        Args:
+            keep: the share, in 0..1.
+            model: 0 for the first, 1 for the one to compare.
+
+        Returns:
+            Booleans (rows, columns).
+
+        Raises:
+            ValueError: for a share outside 0..1, a model that is not there, and channels, which have no map.
         """
         require_between(0, 1, keep=keep)
         view = self._view(model)
@@ -129,13 +162,13 @@ class AttentionExplorer(anywidget.AnyWidget):
     def words(self) -> str:
         """The present view in sentences, as they stand below the picture."""
         truth = None if self._masks is None else self._masks[self.image]
-        spoken = [describe(self._view(model), self.mass, truth) for model in range(len(self._panels))]
-        if len(spoken) == 1:
-            return spoken[0]
-        return " ".join(f"{panel.name}: {words}" for panel, words in zip(self._panels, spoken, strict=True))
+        words = [describe(self._view(model), self.mass, truth) for model in range(len(self._panels))]
+        if len(words) == 1:
+            return words[0]
+        return " ".join(f"{panel.name}: {each}" for panel, each in zip(self._panels, words, strict=True))
 
     def figure(self) -> Figure:
-        """The present view as a matplotlib figure: the map on the picture, a small one for each head, and the words."""
+        """The present view as a matplotlib figure: the map on the picture, one for each head, the words."""
         views = []
         for number, panel in enumerate(self._panels):
             view = self._view(number)
@@ -144,28 +177,34 @@ class AttentionExplorer(anywidget.AnyWidget):
         truth = None if self._masks is None else self._masks[self.image]
         return draw(self._images[self.image], views, self.mass, truth, self._title(), self.words)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write one HTML file with everything in it, which works from disk without server or network; returns its path."""
-        state = {
-            name: getattr(self, name)
-            for name in ("image", "layer", "head", "token", "direction", "mass", "_meta")
-        }
-        script, style = (
-            (HERE / name).read_text(encoding="utf-8") for name in ("explorer.js", "explorer.css")
+    def to_html(self, path: str | PathLike[str]) -> Path:
+        """Write one HTML file with everything in it, which works from disk without server or network.
+
+        Args:
+            path: of the file; ~ is the user's home.
+
+        Returns:
+            Its path.
+        """
+        choices = ("image", "layer", "head", "token", "direction", "mass", "_meta")
+        state = {name: getattr(self, name) for name in choices}
+        script = (HERE / "explorer.js").read_text(encoding="utf-8")
+        style = (HERE / "explorer.css").read_text(encoding="utf-8")
+        target = Path(path).expanduser()
+        target.write_text(
+            page(script, style, state, self._data, self._picture(), repr(self)), encoding="utf-8"
         )
-        text = page(script, style, state, self._data, self._picture(), repr(self))
-        Path(path).write_text(text, encoding="utf-8")
-        return Path(path)
+        return target
 
     def __repr__(self) -> str:
         return f"Attention explorer. {self._title()}. {self.words}"
 
-    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, **kwargs: dict) -> tuple[dict, dict]:
         """Beside the widget a picture and its words, which a notebook keeps where no kernel runs."""
-        data, metadata = super()._repr_mimebundle_(**kwargs)
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         return data | {"image/png": self._picture()}, metadata | {"image/png": {"alt": repr(self)}}
 
-    # ---- choices ------------------------------------------------------------------------------------------------------------------------
+    # ---- choices -------------------------------------------------------------------------------------------
 
     @traitlets.validate("image")
     def _check_image(self, proposal: dict) -> int:
@@ -181,7 +220,8 @@ class AttentionExplorer(anywidget.AnyWidget):
         layer = self._panels[0].layers[number]
         if head == "rollout" and not self._panels[0].rolls(number):
             raise ChoiceError(
-                f"layer {number} ({layer.name}) is of kind {layer.kind!r}: rollout needs 'global' layers of one number of tokens"
+                f"layer {number} ({layer.name}) is of kind {layer.kind!r}: rollout needs 'global' "
+                "layers of one number of tokens"
             )
         if isinstance(head, str):
             if head not in ("mean", "rollout"):
@@ -216,17 +256,17 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     @traitlets.observe("layer")
     def _follow_layer(self, change: dict) -> None:
-        """Keep the other choices where the new layer has them. A page that has done so already sends them along: nothing changes then."""
-        panel, grid = self._panels[0], self._layer_grid(change["new"])
-        lacks_rollout = self.head == "rollout" and not panel.rolls(change["new"])
-        if (
-            lacks_rollout
-            or isinstance(self.head, int)
-            and self.head >= panel.layers[change["new"]].weights.shape[1]
-        ):
+        """Keep the other choices where the new layer has them.
+
+        A page that has done so already sends them along: nothing changes then.
+        """
+        number, panel = change["new"], self._panels[0]
+        heads, grid = panel.layers[number].weights.shape[1], self._layer_grid(number)
+        lacks_rollout = self.head == "rollout" and not panel.rolls(number)
+        if lacks_rollout or (isinstance(self.head, int) and self.head >= heads):
             self.head = "mean"
         place, counted_on = self._place
-        if grid != counted_on and place != "cls":
+        if grid != counted_on and not isinstance(place, str):
             self.token = moved(place, counted_on, grid)
         self._place = (self.token, grid)
 
@@ -239,39 +279,42 @@ class AttentionExplorer(anywidget.AnyWidget):
         return layers - 1 if layer == -1 else _number("layer", layer, layers, "layers")
 
     def _layer_grid(self, number: int) -> tuple[int, int]:
-        return tuple(self._panels[0].layers[number].grid)
+        return self._panels[0].layers[number].grid
 
-    # ---- views --------------------------------------------------------------------------------------------------------------------------
+    # ---- views ---------------------------------------------------------------------------------------------
 
     def _view(self, model: int, head: int | str | None = None) -> View:
         """What a model shows for the present choices, or for another head."""
         if model not in range(len(self._panels)):
             raise ValueError(f"model must be 0 to {len(self._panels) - 1}, got {model!r}")
-        panel: Panel = self._panels[model]
+        panel, head = self._panels[model], self.head if head is None else head
         number = panel.matching(self.layer, len(self._panels[0].layers))
-        return look(
-            panel, number, self.image, self.head if head is None else head, self.token, self.direction
-        )
+        return look(panel, number, self.image, head, self.token, self.direction)
 
     def _title(self) -> str:
         view = self._view(0)
-        head = {"mean": "mean of the heads", "rollout": "rollout"}.get(view.head, f"head {view.head}")
-        what = (
-            f"what {place(view.token, view.layer.grid)} looks at"
-            if view.direction == "query"
-            else f"what looks at {place(view.token, view.layer.grid)}"
-        )
-        what = "channels" if view.matrix is not None else what
-        return f"Layer {view.number} ({view.layer.name}), {head}: {what}"
+        head = {"mean": "mean of the heads", "rollout": "rollout"}.get(str(view.head), f"head {view.head}")
+        token = place(view.token, view.layer.grid)
+        shown = f"what {token} looks at" if view.direction == "query" else f"what looks at {token}"
+        if view.matrix is not None:
+            shown = "channels"
+        return f"Layer {view.number} ({view.layer.name}), {head}: {shown}"
 
     def _picture(self) -> bytes:
-        """The figure as a PNG; without the name of the program in it, the same figure makes the same bytes."""
+        """The figure as a PNG; without the program's name in it, the same figure makes the same bytes."""
         picture = BytesIO()
         self.figure().savefig(picture, format="png", facecolor="white", metadata={"Software": None})
         return picture.getvalue()
 
 
-def _number(name: str, value: object, count: int, what: str) -> int:
+def _strings(name: str, given: Iterable[object]) -> list[str]:
+    """Names as strings, of a list or an array; one string alone would pass for a list of letters."""
+    if isinstance(given, str):
+        raise TypeError(f"{name} must be a list of names, got {given!r}")
+    return [str(each) for each in given]
+
+
+def _number(name: str, value: Any, count: int, what: str) -> int:
     """`value` as an int of 0 … count - 1; tensors and arrays of one number are welcome."""
     try:
         number = operator.index(value)

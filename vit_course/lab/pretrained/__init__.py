@@ -1,12 +1,13 @@
 """Published weights in the course's models, and published models on the course's benches.
 
-`from_timm`, `from_torchvision` and `from_dino` copy weights into a model of the course that gives the same logits. `adapt` leaves a model
-of timm or torchvision what it is and only makes it speak the course's backbone protocol, so that `record_attention`, the explorer and the
-later lessons can use it. Nothing is downloaded unless published weights are asked for by name.
+`from_timm`, `from_torchvision` and `from_dino` copy weights into a model of the course that gives the same
+logits. `adapt` leaves a model of timm or torchvision what it is and only gives it the course's backbone
+protocol, so that `record_attention`, the explorer and the later lessons can use it. Nothing is downloaded
+unless published weights are wanted by name.
 """
 
 from .adapters import adapt
-from .vit import from_dino
+from .dino import from_dino
 from .weights import from_timm, from_torchvision
 
 __all__ = ["adapt", "from_dino", "from_timm", "from_torchvision"]

@@ -1,7 +1,8 @@
-"""Models of timm and torchvision that speak the course's backbone protocol."""
+"""Models of timm and torchvision under the course's backbone protocol."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,82 +12,62 @@ from torchvision.models.vision_transformer import VisionTransformer as Torchvisi
 
 from vit_course.attention import attention
 from vit_course.patching import pair, patch_grid, require_images, require_tokens, resize_positions
+from vit_course.vit import Backbone
 
-from .comparison import is_identity
+from .comparison import head_of_torchvision, is_identity
+
+Recorder = Callable[[Tensor], None]
+# Makes a foreign attention layer hand its weights to a recorder, inside a `with` block.
+Recording = Callable[[Any, Recorder], AbstractContextManager[None]]
 
 
 def adapt(model: nn.Module) -> nn.Module:
-    """A model of timm or torchvision that speaks the course's backbone protocol and can be recorded.
+    """A model of timm or torchvision under the course's backbone protocol, which can be recorded.
 
-    The model is shared, not copied: what trains or changes one changes the other, and it stays as it is. The adapter has forward_features
-    (normalised tokens (b, n, d), class tokens first, or a map (b, d, h, w)), forward_head, num_features and, for a ViT,
-    num_prefix_tokens, patch_size, patch_embed and forward_tokens; `record_attention(adapter)` reads every layer under its own name. Other
-    image sizes that patches fill are welcome: a ViT's positions are resized.
+    The model is shared, not copied: what trains or changes one changes the other, and it stays as it is. A
+    ViT becomes a `Backbone`: `record_attention(adapter)` reads every layer under its own name, and other
+    image sizes that patches fill are welcome, since positions are resized. A Swin gives a map (b, d, h, w).
 
-    model: timm's or torchvision's VisionTransformer, or timm's Swin. A model of
-    the course, and one adapted already, come back as they are.
-    Raises TypeError for a model that it does not know.
+    Args:
+        model: timm's or torchvision's VisionTransformer, or timm's Swin. A model of the course, and one
+            adapted already, come back as they are.
+
+    Raises:
+        TypeError: for a model that it does not know.
     """
     origins = [f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__]
     if isinstance(model, TorchvisionViT):
         return _TorchvisionAdapter(model)
     if "timm.models.vision_transformer.VisionTransformer" in origins:
         return _TimmAdapter(model)
-    if (
-        any(origin.startswith("timm.models.swin_transformer") for origin in origins)
-        and getattr(model, "output_fmt", None) == "NHWC"
-    ):
+    is_swin = any(origin.startswith("timm.models.swin_transformer") for origin in origins)
+    if is_swin and getattr(model, "output_fmt", None) == "NHWC":
         return _MapAdapter(model)
-    is_timms = any(origin.startswith("timm.") for origin in origins)
-    if (
-        not is_timms
-        and isinstance(model, nn.Module)
-        and all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features"))
-    ):
+    is_of_timm = any(origin.startswith("timm.") for origin in origins)
+    protocol = ("forward_features", "forward_head", "num_features")
+    if not is_of_timm and isinstance(model, nn.Module) and all(hasattr(model, name) for name in protocol):
         return model
     raise TypeError(
-        f"adapt knows the models of the course, the ViTs of timm and torchvision and timm's Swin; it does not know {origins[0]}"
+        "adapt knows the models of the course, the ViTs of timm and torchvision and timm's Swin; it does not "
+        f"know {origins[0]}"
     )
 
 
-class _Tap(nn.Module):
-    """Stands for one foreign attention layer where `record_attention` looks for ours: while it has a recorder, it listens to that layer."""
-
-    kind = "global"
-
-    def __init__(
-        self, layer: nn.Module, listen: Callable[[nn.Module, Callable[[Tensor], None]], ExitStack]
-    ) -> None:
-        super().__init__()
-        self._layer = (layer,)  # in a tuple, because it is a submodule of the foreign model already
-        self._listen = listen
-        self._listening = ExitStack()
-        self._recorder: Callable[[Tensor], None] | None = None
-
-    @property
-    def attention_recorder(self) -> Callable[[Tensor], None] | None:
-        return self._recorder
-
-    @attention_recorder.setter
-    def attention_recorder(self, recorder: Callable[[Tensor], None] | None) -> None:
-        self._listening.close()
-        self._recorder = recorder
-        self._listening = ExitStack() if recorder is None else self._listen(*self._layer, recorder)
+@contextmanager
+def _recording_timm(layer: Any, recorder: Recorder) -> Iterator[None]:
+    """timm's layer without its fused kernel: what it then drops out are its weights."""
+    fused, layer.fused_attn = layer.fused_attn, False
+    hook = layer.attn_drop.register_forward_pre_hook(lambda module, inputs: recorder(inputs[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
+        layer.fused_attn = fused
 
 
-def _listen_to_timm(layer: nn.Module, recorder: Callable[[Tensor], None]) -> ExitStack:
-    """Send timm's layer the explicit way; what it then drops out are its weights. The stack undoes it."""
-    undo = ExitStack()
-    undo.callback(setattr, layer, "fused_attn", layer.fused_attn)
-    undo.callback(
-        layer.attn_drop.register_forward_pre_hook(lambda module, inputs: recorder(inputs[0])).remove
-    )
-    layer.fused_attn = False
-    return undo
-
-
-def _listen_to_torch(layer: nn.MultiheadAttention, recorder: Callable[[Tensor], None]) -> ExitStack:
-    """Let lesson 02's attention stand in for PyTorch's layer, which gives its weights away only after dropout. The stack undoes it."""
+@contextmanager
+def _recording_torch(layer: Any, recorder: Recorder) -> Iterator[None]:
+    """Lesson 02's attention in the place of PyTorch's layer, which gives its weights only after dropout."""
 
     def forward(tokens: Tensor, *the_same_tokens: Tensor, **options: object) -> tuple[Tensor, None]:
         parts = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=-1)
@@ -95,117 +76,153 @@ def _listen_to_torch(layer: nn.MultiheadAttention, recorder: Callable[[Tensor], 
         recorder(weights)
         return layer.out_proj(rearrange(out, "b h n k -> b n (h k)")), None
 
-    undo = ExitStack()
-    undo.callback(delattr, layer, "forward")
+    own = {name: value for name, value in vars(layer).items() if name == "forward"}  # of a user, if any
     layer.forward = forward
-    return undo
+    try:
+        yield
+    finally:
+        del layer.forward
+        vars(layer).update(own)
 
 
-class _Tokens(nn.Module):
-    """The foreign patch embedding for images of any size that patches fill: (b, c, h, w) -> (b, n, d)."""
+class _Tap(nn.Module):
+    """Stands for one foreign attention layer where `record_attention` looks for ours."""
 
-    def __init__(self, embed: nn.Module, norm: nn.Module, patch_size: tuple[int, int]) -> None:
+    kind = "global"
+
+    def __init__(self, layer: nn.Module, recording: Recording) -> None:
         super().__init__()
-        self._layers = embed, norm  # in a tuple, because they are submodules of the foreign model already
-        self.patch_size = patch_size
+        self._layer = (layer,)  # in a tuple, because it is a submodule of the foreign model already
+        self._recording = recording
+        self.attention_recorder: Recorder | None = None  # set by record_attention
 
-    def forward(self, images: Tensor) -> Tensor:
-        require_images(images)
-        patch_grid(tuple(images.shape[-2:]), self.patch_size)
-        embed, norm = self._layers
-        return norm(rearrange(embed(images), "b d rows columns -> b (rows columns) d"))
+    def open(self) -> AbstractContextManager:
+        """Record the layer inside a `with` block, if anybody wants its weights."""
+        if self.attention_recorder is None:
+            return nullcontext()
+        return self._recording(self._layer[0], self.attention_recorder)
 
 
-class _ViTAdapter(nn.Module):
-    """What the adapters of timm's and torchvision's ViT share; each adds forward_tokens and forward_head."""
+class _Step(nn.Module):
+    """A step of the foreign model under a name of ours; its weights are listed under their own name only."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.step(given)
+
+
+class _ViTAdapter(Backbone):
+    """What the adapters of timm's and torchvision's ViT share.
+
+    The foreign layers are changed only while the adapter runs: a copy made at any other time, or the foreign
+    model called by itself, is as if nobody recorded.
+    """
+
+    model: Any
 
     def __init__(
         self,
         model: nn.Module,
-        patch_embed: _Tokens,
+        *,
         grid: tuple[int, int],
-        num_features: int,
+        patch_size: tuple[int, int],
+        num_classes: int,
+        dim: int,
         num_prefix_tokens: int,
     ) -> None:
-        super().__init__()
-        self.model, self.patch_embed, self.patch_size, self.grid = (
-            model,
-            patch_embed,
-            patch_embed.patch_size,
-            grid,
+        super().__init__(
+            image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
+            patch_size=patch_size,
+            num_classes=num_classes,
+            dim=dim,
+            patch_embedding=_Step(self.embed),
         )
-        self.num_features, self.num_prefix_tokens = num_features, num_prefix_tokens
-        self.training = (
-            model.training
-        )  # train() would reach into the model, whose parts may be in modes of their own
-        for name, layer, listen in self.attention_layers():
-            *path, last = name.split(".")
-            place = self
-            for part in path:
-                if not hasattr(place, part):
-                    place.add_module(part, nn.Module())
-                place = getattr(place, part)
-            place.add_module(last, _Tap(layer, listen))
+        self.model, self.num_prefix_tokens = model, num_prefix_tokens
+        self.add_module("norm", _Step(self.normalise))
+        self._taps = []
+        for name, layer, recording in self.attention_layers():
+            tap = _Tap(layer, recording)
+            self._taps.append(tap)
+            self._add_under(name, tap)
+        foreign = set(model.modules())  # whose parts may be in modes of their own: train() would reach them
+        for part in self.modules():
+            if part not in foreign:
+                part.training = model.training
 
-    def attention_layers(self) -> Iterator[tuple[str, nn.Module, Callable]]:
-        """The name of every attention layer in the foreign model, the layer, and the way to listen to it."""
+    def _add_under(self, name: str, part: nn.Module) -> None:
+        """Make `part` a submodule of this name, which may have dots."""
+        *path, last = name.split(".")
+        place: nn.Module = self
+        for step in path:
+            if not hasattr(place, step):
+                place.add_module(step, nn.Module())
+            place = place.get_submodule(step)
+        place.add_module(last, part)
+
+    def attention_layers(self) -> Iterator[tuple[str, nn.Module, Recording]]:
+        """The name of every attention layer in the foreign model, the layer, and the way to record it."""
         raise NotImplementedError
 
-    def forward_tokens(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Patch tokens (b, n, d) before positions -> normalised tokens (b, num_prefix_tokens + n, d)."""
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (b, c, h, w) of any size that patches fill -> patch tokens (b, n, d) before positions."""
+        require_images(images)
+        patch_grid(images.shape[-2:], self.patch_size)
+        return self.embed_patches(images)
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """The foreign patch embedding: (b, c, h, w) -> (b, n, d)."""
         raise NotImplementedError
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images (b, c, h, w) -> normalised tokens (b, num_prefix_tokens + n, d)."""
-        return self.forward_tokens(
-            self.patch_embed(images), patch_grid(tuple(images.shape[-2:]), self.patch_size)
-        )
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Normalised tokens -> logits, or pooled features where the model has no classes."""
+    def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Class tokens, positions and blocks of the foreign model; see `encode`."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """The foreign model's last norm: (b, n, d) -> (b, n, d)."""
+        raise NotImplementedError
 
-    def positions(
-        self, positions: Tensor, tokens: Tensor, grid: tuple[int, int] | None, num_prefix_tokens: int
-    ) -> Tensor:
+    def encode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        with ExitStack() as recording:
+            for tap in self._taps:
+                recording.enter_context(tap.open())
+            return self.run_blocks(tokens, grid)
+
+    def resized(self, positions: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
         """The foreign position embedding (1, n, d), resized to the grid that the tokens have."""
-        require_tokens(tokens, self.num_features)
-        rows, columns = grid = pair(grid or self.grid, "grid")
-        if tokens.shape[1] != rows * columns:
-            raise ValueError(
-                f"a grid of {rows} by {columns} patches needs {rows * columns} tokens, got shape {tuple(tokens.shape)}"
-            )
         return resize_positions(positions[0], self.grid, grid, num_prefix_tokens)
 
 
 class _TorchvisionAdapter(_ViTAdapter):
-    """torchvision's VisionTransformer: its encoder would refuse other image sizes, so its parts are called one by one."""
+    """torchvision's VisionTransformer, part by part: its encoder would refuse other image sizes."""
 
-    def __init__(self, model: TorchvisionViT) -> None:
-        patch_size = pair(model.patch_size)
+    def __init__(self, model: Any) -> None:
         super().__init__(
             model,
-            _Tokens(model.conv_proj, nn.Identity(), patch_size),
-            patch_grid(model.image_size, patch_size),
-            model.hidden_dim,
-            1,
+            grid=patch_grid(model.image_size, model.patch_size),
+            patch_size=pair(model.patch_size),
+            num_classes=getattr(head_of_torchvision(model), "out_features", 0),
+            dim=model.hidden_dim,
+            num_prefix_tokens=1,
         )
 
-    def attention_layers(self) -> Iterator[tuple[str, nn.Module, Callable]]:
+    def attention_layers(self) -> Iterator[tuple[str, nn.Module, Recording]]:
         for name, layer in self.model.named_modules():
             if isinstance(layer, nn.MultiheadAttention):
-                yield name, layer, _listen_to_torch
+                yield name, layer, _recording_torch
 
-    def forward_tokens(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def embed_patches(self, images: Tensor) -> Tensor:
+        return self.model.conv_proj(images).flatten(2).mT
+
+    def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         encoder = self.model.encoder
-        positions = self.positions(encoder.pos_embedding, tokens, grid, 1)
-        tokens = (
-            torch.cat([self.model.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + positions
-        )
-        return encoder.ln(encoder.layers(encoder.dropout(tokens)))
+        tokens = torch.cat([self.model.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return encoder.layers(encoder.dropout(tokens + self.resized(encoder.pos_embedding, grid, 1)))
+
+    def normalise(self, tokens: Tensor) -> Tensor:
+        return self.model.encoder.ln(tokens)
 
     def forward_head(self, features: Tensor) -> Tensor:
         require_tokens(features, self.num_features)
@@ -213,60 +230,69 @@ class _TorchvisionAdapter(_ViTAdapter):
 
 
 class _TimmAdapter(_ViTAdapter):
-    """timm's VisionTransformer, in whatever variant: class, distillation and register tokens, LayerScale, norms before or after."""
+    """timm's VisionTransformer: class, distillation, register tokens, LayerScale, norms before or after."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         embedding = model.patch_embed
         if not hasattr(embedding, "proj") or not hasattr(embedding, "grid_size"):
             raise TypeError(
                 f"adapt does not know a ViT whose patch embedding is timm's {type(embedding).__name__}"
             )
-        self._check_pooling(model)
-        patch_size, grid = pair(tuple(embedding.patch_size)), tuple(embedding.grid_size)
-        super().__init__(
-            model,
-            _Tokens(embedding.proj, embedding.norm, patch_size),
-            grid,
-            model.num_features,
-            model.num_prefix_tokens,
-        )
-
-    @staticmethod
-    def _check_pooling(model: nn.Module) -> None:
         if not is_identity(model.fc_norm) and model.global_pool != "avg":
             raise TypeError(
-                f"adapt does not know a ViT that normalises after pooling with global_pool={model.global_pool!r}"
+                "adapt does not know a ViT that normalises after pooling with "
+                f"global_pool={model.global_pool!r}"
             )
+        super().__init__(
+            model,
+            grid=pair(tuple(embedding.grid_size)),
+            patch_size=pair(tuple(embedding.patch_size)),
+            num_classes=getattr(model.head, "out_features", 0),
+            dim=model.num_features,
+            num_prefix_tokens=model.num_prefix_tokens,
+        )
 
-    def attention_layers(self) -> Iterator[tuple[str, nn.Module, Callable]]:
+    def attention_layers(self) -> Iterator[tuple[str, nn.Module, Recording]]:
         from timm.models.vision_transformer import Attention
 
         for name, layer in self.model.named_modules():
             if isinstance(layer, Attention):
-                yield name, layer, _listen_to_timm
+                yield name, layer, _recording_timm
 
-    def forward_tokens(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        model = self.model
-        prefix = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-        prefix = [token.expand(tokens.shape[0], -1, -1) for token in prefix if token is not None]
+    def embed_patches(self, images: Tensor) -> Tensor:
+        embedding = self.model.patch_embed
+        return embedding.norm(embedding.proj(images).flatten(2).mT)
+
+    def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        model, (b, n, _) = self.model, tokens.shape
+        before = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+        prefix = [token.expand(b, -1, -1) for token in before if token is not None]
         if model.pos_embed is None:
             tokens = torch.cat([*prefix, tokens], dim=1)
         elif model.no_embed_class:
-            tokens = torch.cat([*prefix, tokens + self.positions(model.pos_embed, tokens, grid, 0)], dim=1)
+            tokens = torch.cat([*prefix, tokens + self.resized(model.pos_embed, grid, 0)], dim=1)
         else:
-            tokens = torch.cat([*prefix, tokens], dim=1) + self.positions(
-                model.pos_embed, tokens, grid, self.num_prefix_tokens
+            positions = self.resized(model.pos_embed, grid, self.num_prefix_tokens)
+            tokens = torch.cat([*prefix, tokens], dim=1) + positions
+        tokens = model.patch_drop(model.pos_drop(tokens))
+        if self.grid_recorder is not None and tokens.shape[1] != self.num_prefix_tokens + n:
+            raise ValueError(
+                f"{type(model).__name__} drops patches in training: of {n} there are "
+                f"{tokens.shape[1] - self.num_prefix_tokens} left, and a record cannot tell which; record it "
+                "in eval mode"
             )
-        tokens = model.norm(model.blocks(model.norm_pre(model.patch_drop(model.pos_drop(tokens)))))
-        return tokens if is_identity(model.fc_norm) else self._normalise(tokens)
+        return model.blocks(model.norm_pre(tokens))
 
-    def _normalise(self, tokens: Tensor) -> Tensor:
-        """Where timm normalises after pooling: every token with the spread of their mean, so that pooling and norm change places exactly.
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """timm's last norm, or, where timm normalises after pooling, the same before it.
 
-        The mean of the patches that come out is timm's normalised mean, and `forward_head` gives its logits.
+        Every token gets the spread of their mean, so that pooling and norm change places exactly: the mean of
+        the patches that come out is timm's normalised mean, and `forward_head` gives its logits.
         """
-        norm, pooled = self.model.fc_norm, self.model.pool(tokens)
-        spread = (pooled.var(dim=-1, correction=0) + norm.eps).sqrt()[:, None, None]
+        tokens, norm = self.model.norm(tokens), self.model.fc_norm
+        if is_identity(norm):
+            return tokens
+        spread = (self.model.pool(tokens).var(dim=-1, correction=0) + norm.eps).sqrt()[:, None, None]
         return (tokens - tokens.mean(dim=-1, keepdim=True)) / spread * norm.weight + norm.bias
 
     def forward_head(self, features: Tensor) -> Tensor:
@@ -277,9 +303,11 @@ class _TimmAdapter(_ViTAdapter):
 
 
 class _MapAdapter(nn.Module):
-    """timm's Swin, whose features are a map with channels last (b, rows, columns, d): the same with channels first."""
+    """timm's Swin, whose features are a map with channels last: the same with channels first."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: Any
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model, self.num_features = model, model.num_features
         self.num_prefix_tokens = 0

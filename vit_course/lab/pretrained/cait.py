@@ -1,16 +1,23 @@
 """timm's CaiT as the course's CaiT."""
 
-import re
+from typing import Any
 
 from torch import nn
 
 from vit_course.cait import CaiT
 
-from .comparison import filled, is_identity, is_our_gelu, is_our_norm, refuse
+from .comparison import is_identity, is_our_gelu, is_our_norm, refuse, taken_over
+
+# Only the factors of LayerScale have other names.
+_NAMES = {r"\.gamma_([12])$": r".ls\1.gamma"}
 
 
-def cait_from_timm(model: nn.Module) -> CaiT:
-    """Our CaiT for timm's Cait; only the factors of LayerScale have other names, `gamma_1` for our `ls1.gamma`."""
+def cait_from_timm(model: Any) -> CaiT:
+    """The course's CaiT for timm's Cait.
+
+    Raises:
+        ValueError: for a variant that ours does not compute, naming what differs.
+    """
     from timm.layers import Mlp, PatchEmbed
     from timm.models.cait import ClassAttn, LayerScaleBlock, LayerScaleBlockClassAttn, TalkingHeadAttn
 
@@ -18,6 +25,7 @@ def cait_from_timm(model: nn.Module) -> CaiT:
     plain = all(_made_of(block, LayerScaleBlock, TalkingHeadAttn, Mlp) for block in blocks)
     class_plain = all(_made_of(block, LayerScaleBlockClassAttn, ClassAttn, Mlp) for block in class_blocks)
     mlps = [block.mlp for block in blocks + class_blocks] if plain and class_plain else []
+    class_widths = {mlp.fc1.out_features for mlp in mlps}
     norms = [model.norm, *(norm for block in blocks + class_blocks for norm in (block.norm1, block.norm2))]
     refuse(
         CaiT,
@@ -32,23 +40,25 @@ def cait_from_timm(model: nn.Module) -> CaiT:
             "its activation (act_layer), which is not the exact GELU": any(
                 not is_our_gelu(mlp.act) for mlp in mlps
             ),
-            "another width of the class attention blocks (mlp_ratio_token_only)": len(
-                {mlp.fc1.out_features for mlp in mlps}
-            )
-            > 1,
+            "another width of the class attention blocks (mlp_ratio_token_only)": len(class_widths) > 1,
             "its norms, which are not LayerNorm with eps 1e-6": not all(map(is_our_norm, norms)),
             f"its pooling (global_pool={model.global_pool!r})": model.global_pool != "token",
         },
     )
-    state = {
-        re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): tensor
-        for name, tensor in model.state_dict().items()
-    }
-    return filled(
-        CaiT, state, image_size=embedding.img_size, patch_size=embedding.patch_size, num_classes=model.num_classes,
-        dim=model.embed_dim, depth=len(blocks), cls_depth=len(class_blocks), heads=blocks[0].attn.num_heads,
-        mlp_dim=blocks[0].mlp.fc1.out_features, channels=embedding.proj.in_channels,
-    )  # fmt: skip
+    return taken_over(
+        CaiT,
+        model,
+        _NAMES,
+        image_size=embedding.img_size,
+        patch_size=embedding.patch_size,
+        num_classes=model.num_classes,
+        dim=model.embed_dim,
+        depth=len(blocks),
+        cls_depth=len(class_blocks),
+        heads=blocks[0].attn.num_heads,
+        mlp_dim=blocks[0].mlp.fc1.out_features,
+        channels=embedding.proj.in_channels,
+    )
 
 
 def _made_of(block: nn.Module, kind: type, attention: type, mlp: type) -> bool:

@@ -1,13 +1,12 @@
 """torchvision's MaxViT as the course's."""
 
-import re
+from typing import Any
 
 from torch import nn
-from torchvision.models.maxvit import MaxVit
 
 from vit_course.max_vit import MaxViT
 
-from .comparison import filled, is_our_gelu, refuse
+from .comparison import is_our_gelu, refuse, taken_over
 
 # torchvision's names and ours. Queries, keys and values lie in one matrix in the same order in both.
 _NAMES = {
@@ -35,14 +34,24 @@ _NAMES = {
     r"^classifier\.2\.": "norm.",
     r"^classifier\.3\.": "head.0.",
     r"^classifier\.5\.": "head.2.",
+    r".*\.relative_position_index$": "",  # ours is made anew, not stored
 }
 
 
-def max_vit_from_torchvision(model: MaxVit) -> MaxViT:
-    """Our MaxViT for torchvision's, whose attention divides its scores by the square root of the whole width."""
-    layers = [[layer.layers for layer in stage.layers] for stage in model.blocks]
-    flat = [layer for stage in layers for layer in stage]
-    widths = [stage[0].MBconv.layers.conv_c.out_channels for stage in layers]
+def max_vit_from_torchvision(model: Any) -> MaxViT:
+    """The course's MaxViT for torchvision's, whose attention divides by the square root of the whole width.
+
+    Raises:
+        ValueError: for a variant that ours does not compute, naming what differs.
+    """
+    stages = [[layer.layers for layer in stage.layers] for stage in model.blocks]
+    layers = [layer for stage in stages for layer in stage]
+    convolutions = [layer.MBconv.layers for layer in layers]
+    halves = [half for layer in layers for half in (layer.window_attention, layer.grid_attention)]
+    norms = [norm for conv in convolutions for norm in (conv.pre_norm, conv.conv_a[1], conv.conv_b[1])]
+    activations = [conv_act for conv in convolutions for conv_act in (conv.conv_a[2], conv.conv_b[2])]
+    activations += [half.mlp_layer[2] for half in halves]
+    widths = [stage[0].MBconv.layers.conv_c.out_channels for stage in stages]
     _refuse_other_heads(model.classifier)
     refuse(
         MaxViT,
@@ -52,58 +61,39 @@ def max_vit_from_torchvision(model: MaxVit) -> MaxViT:
                 width != widths[0] * 2**stage for stage, width in enumerate(widths)
             ),
             "the width inside its MBConv, which is not 4 times that after it (expansion_ratio)": any(
-                layer.MBconv.layers.conv_a[0].out_channels != 4 * layer.MBconv.layers.conv_c.out_channels
-                for layer in flat
+                conv.conv_a[0].out_channels != 4 * conv.conv_c.out_channels for conv in convolutions
             ),
-            "the width of its squeeze-and-excitation, which is not a quarter of the block's (squeeze_ratio)": any(
-                layer.MBconv.layers.squeeze_excitation.fc1.out_channels
-                != layer.MBconv.layers.conv_c.out_channels // 4
-                for layer in flat
+            "the width of its squeeze-and-excitation, not a quarter of the block's (squeeze_ratio)": any(
+                conv.squeeze_excitation.fc1.out_channels != conv.conv_c.out_channels // 4
+                for conv in convolutions
             ),
             "its feed-forward layers, which are not 4 times as wide inside (mlp_ratio)": any(
-                half.mlp_layer[1].out_features != 4 * half.mlp_layer[1].in_features
-                for layer in flat
-                for half in (layer.window_attention, layer.grid_attention)
+                half.mlp_layer[1].out_features != 4 * half.mlp_layer[1].in_features for half in halves
             ),
-            "its norms, which are not BatchNorm with eps 1e-3 (norm_layer)": any(
-                not _is_our_batch_norm(norm)
-                for layer in flat
-                for norm in (
-                    model.stem[0][1],
-                    layer.MBconv.layers.pre_norm,
-                    layer.MBconv.layers.conv_a[1],
-                    layer.MBconv.layers.conv_b[1],
-                )
+            "its norms, which are not BatchNorm with eps 1e-3 (norm_layer)": not all(
+                map(_is_our_batch_norm, [model.stem[0][1], *norms])
             ),
-            "its activation, which is not the exact GELU (activation_layer)": any(
-                not is_our_gelu(activation)
-                for layer in flat
-                for activation in (
-                    model.stem[0][2],
-                    layer.MBconv.layers.conv_a[2],
-                    layer.MBconv.layers.conv_b[2],
-                    layer.window_attention.mlp_layer[2],
-                    layer.grid_attention.mlp_layer[2],
-                )
+            "its activation, which is not the exact GELU (activation_layer)": not all(
+                map(is_our_gelu, [model.stem[0][2], *activations])
             ),
         },
     )
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("relative_position_index"):  # ours is made anew, not stored
-            continue
-        for theirs, ours in _NAMES.items():
-            name = re.sub(theirs, ours, name)
-        state[name] = tensor
-    return filled(
-        MaxViT, state, num_classes=model.classifier[5].out_features, dim=widths[0], depth=tuple(len(stage) for stage in layers),
-        window_size=model.partition_size, dim_head=flat[0].window_attention.head_dim, dim_stem=model.stem[1][0].out_channels,
+    return taken_over(
+        MaxViT,
+        model,
+        _NAMES,
+        num_classes=model.classifier[5].out_features,
+        dim=widths[0],
+        depth=tuple(len(stage) for stage in stages),
+        window_size=model.partition_size,
+        dim_head=layers[0].window_attention.head_dim,
+        dim_stem=model.stem[1][0].out_channels,
         attention_scale="dim",
-    )  # fmt: skip
+    )
 
 
-def _refuse_other_heads(head: nn.Module) -> None:
-    """People put other heads in; ours is pooling, norm, hidden layer, tanh and a last layer without bias."""
+def _refuse_other_heads(head: Any) -> None:
+    """Refuse other heads; ours is pooling, norm, hidden layer, tanh and a last layer without bias."""
     kinds = [type(part) for part in head] if isinstance(head, nn.Sequential) else [type(head)]
     published = [nn.AdaptiveAvgPool2d, nn.Flatten, nn.LayerNorm, nn.Linear, nn.Tanh, nn.Linear]
     refuse(
@@ -118,6 +108,7 @@ def _refuse_other_heads(head: nn.Module) -> None:
 
 
 def _is_our_batch_norm(layer: nn.Module) -> bool:
+    """Whether a layer is the BatchNorm of torchvision's MaxViT, and of ours."""
     return (
         isinstance(layer, nn.BatchNorm2d) and layer.eps == 1e-3 and layer.track_running_stats and layer.affine
     )

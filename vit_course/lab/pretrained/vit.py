@@ -1,19 +1,20 @@
-"""The ViTs of timm, of torchvision and of DINO as the course's ViT."""
+"""The ViTs of timm and of torchvision as the course's ViT."""
 
-import re
-from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
+from torch import nn
 
 from vit_course.vit import ViT
 
-from .comparison import filled, is_identity, is_our_gelu, is_our_norm, refuse
+from .comparison import head_of_torchvision, is_identity, is_our_gelu, is_our_norm, refuse, taken_over
 
 
-def vit_from_timm(model: nn.Module) -> ViT:
-    """Our ViT for timm's VisionTransformer; the submodules have the same names."""
+def vit_from_timm(model: Any) -> ViT:
+    """The course's ViT for timm's VisionTransformer; the submodules have the same names.
+
+    Raises:
+        ValueError: for a variant that ours does not compute, naming what differs.
+    """
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import Attention, Block
 
@@ -49,7 +50,7 @@ def vit_from_timm(model: nn.Module) -> ViT:
             "a norm after pooling (fc_norm)": not is_identity(model.fc_norm),
             "its final norm (final_norm)": is_identity(model.fc_norm) and not is_our_norm(model.norm),
             "attention pooling (attn_pool)": getattr(model, "attn_pool", None) is not None,
-            f"its pooling (global_pool={pool!r}{' with' if has_class else ' without'} a class token)": (
+            f"its pooling (global_pool={pool!r} {'with' if has_class else 'without'} a class token)": (
                 has_class,
                 pool,
             )
@@ -57,11 +58,21 @@ def vit_from_timm(model: nn.Module) -> ViT:
         },
     )
     attention = blocks[0].attn
-    return filled(
-        ViT, model.state_dict(), image_size=embedding.img_size, patch_size=embedding.patch_size, num_classes=model.num_classes,
-        dim=model.embed_dim, depth=len(blocks), heads=attention.num_heads, dim_head=attention.qkv.out_features // 3 // attention.num_heads,
-        mlp_dim=blocks[0].mlp.fc1.out_features, channels=embedding.proj.in_channels, pool="cls" if has_class else "mean",
-    )  # fmt: skip
+    return taken_over(
+        ViT,
+        model,
+        {},
+        image_size=embedding.img_size,
+        patch_size=embedding.patch_size,
+        num_classes=model.num_classes,
+        dim=model.embed_dim,
+        depth=len(blocks),
+        heads=attention.num_heads,
+        dim_head=attention.qkv.out_features // 3 // attention.num_heads,
+        mlp_dim=blocks[0].mlp.fc1.out_features,
+        channels=embedding.proj.in_channels,
+        pool="cls" if has_class else "mean",
+    )
 
 
 # torchvision's names and ours. Queries, keys and values lie in one matrix in the same order in both.
@@ -80,12 +91,15 @@ _TORCHVISION_NAMES = {
 }
 
 
-def vit_from_torchvision(model: TorchvisionViT) -> ViT:
-    """Our ViT for torchvision's VisionTransformer."""
+def vit_from_torchvision(model: Any) -> ViT:
+    """The course's ViT for torchvision's VisionTransformer.
+
+    Raises:
+        ValueError: for a variant that ours does not compute, naming what differs.
+    """
     blocks = list(model.encoder.layers)
-    head = getattr(
-        model.heads, "head", model.heads
-    )  # people who want features put an Identity in the place of `heads` or of `head`
+    norms = [model.encoder.ln, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
+    head = head_of_torchvision(model)
     refuse(
         ViT,
         "torchvision",
@@ -94,53 +108,22 @@ def vit_from_torchvision(model: TorchvisionViT) -> ViT:
             "a hidden layer in its head (representation_size)": not is_identity(model.heads)
             and len(model.heads) > 1,
             "its head": not is_identity(head) and not isinstance(head, nn.Linear),
-            "its norms, which are not LayerNorm with eps 1e-6": any(
-                not is_our_norm(norm)
-                for norm in (
-                    model.encoder.ln,
-                    *(norm for block in blocks for norm in (block.ln_1, block.ln_2)),
-                )
-            ),
+            "its norms, which are not LayerNorm with eps 1e-6": not all(map(is_our_norm, norms)),
             "its activation, which is not the exact GELU": any(
                 not is_our_gelu(block.mlp[1]) for block in blocks
             ),
         },
     )
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for theirs, ours in _TORCHVISION_NAMES.items():
-            name = re.sub(theirs, ours, name)
-        state[name] = tensor
-    return filled(
-        ViT, state, image_size=model.image_size, patch_size=model.patch_size, num_classes=getattr(head, "out_features", 0),
-        dim=model.hidden_dim, depth=len(blocks), heads=blocks[0].num_heads, mlp_dim=model.mlp_dim, channels=model.conv_proj.in_channels,
-    )  # fmt: skip
-
-
-def from_dino(checkpoint: dict[str, Tensor] | str | Path) -> ViT:
-    """The backbone that Caron et al. 2021 published for DINO, as the course's ViT without classes.
-
-    checkpoint: one of their files, or what it holds: a backbone alone, or a full checkpoint, of which the teacher is taken.
-    Returns a ViT that gives class token features (b, d). All their ViTs have square images and heads of width 64.
-    Raises ValueError for a file or dictionary that holds no such backbone. DINO is the subject of lesson 10.
-    """
-    if not isinstance(checkpoint, dict):
-        checkpoint = torch.load(Path(checkpoint), map_location="cpu", weights_only=True)
-    teacher = checkpoint.get("teacher", checkpoint)
-    state = {
-        re.sub(r"^(module\.)?(backbone\.)?", "", name): tensor
-        for name, tensor in teacher.items()
-        if "head." not in name
-    }
-    if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} <= state.keys():
-        raise ValueError(
-            f"this is not a checkpoint of a DINO ViT; it holds {', '.join(list(checkpoint)[:5])} …"
-        )
-    dim, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch_size
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    mlp_dim = len(state["blocks.0.mlp.fc1.weight"])
-    return filled(
-        ViT, state, image_size=side, patch_size=patch_size, num_classes=0, dim=dim, depth=depth, heads=max(1, dim // 64), mlp_dim=mlp_dim,
-        channels=channels,
-    )  # fmt: skip
+    return taken_over(
+        ViT,
+        model,
+        _TORCHVISION_NAMES,
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        num_classes=getattr(head, "out_features", 0),
+        dim=model.hidden_dim,
+        depth=len(blocks),
+        heads=blocks[0].num_heads,
+        mlp_dim=model.mlp_dim,
+        channels=model.conv_proj.in_channels,
+    )
