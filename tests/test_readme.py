@@ -5,8 +5,7 @@ import re
 
 import pytest
 from layout import ROOT
-
-README = ROOT / "README.md"
+from readme import README, with_tables
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +43,12 @@ def test_its_relative_links_lead_somewhere(readme):
         if not re.match(r"[a-z]+:|#", target)
     ]
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_its_tables_are_those_of_the_catalogue(readme):
+    assert with_tables(readme) == readme, "write them again: python tools/readme.py"
+
+
+def test_a_readme_without_a_place_for_a_table_is_refused():
+    with pytest.raises(ValueError, match="has no lines <!-- models: .* and <!-- end of models -->"):
+        with_tables("# vit_course\n")
