@@ -2,24 +2,27 @@
 
     python benchmarks/bench.py [--threads 1] [--rounds 15] [--quick] [--only NAME] [--save]
 
-Every library gets a row for each way of multiplying float32 matrices, the same for all: exact float32, the faster products that
-`torch.set_float32_matmul_precision("medium")` allows, and bfloat16 autocast. All models of a family are timed in turn, round after round,
-so that a change of the machine's mood hits all of them; a ratio is the median over the rounds. With one thread the clock is the
-process's own time, which other programs disturb little. Peak memory is measured in a fresh process per row.
+Which models and sizes there are, and who else has them, says the catalogue. Every library gets a row for each
+way of multiplying float32 matrices, the same for all: exact float32, the faster products that
+`torch.set_float32_matmul_precision("medium")` allows, and bfloat16 autocast. All models of a family are timed
+in turn, round after round, so that a machine that slows down slows all of them; a ratio is the median over
+the rounds. With one thread the clock is the process's own time, which other programs disturb little. Peak
+memory is measured in a fresh process per row.
 """
 
 import argparse
 import json
-import platform
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -27,69 +30,29 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vit_course.cait import CaiT
 from vit_course.dino import DINO, DINOLoss, MultiCrop
+from vit_course.lab import catalogue
 from vit_course.lab.results import describe_machine
-from vit_course.max_vit import MaxViT
 from vit_course.vit import ViT
-from vit_course.xcit import XCiT
 
 OURS = "vit_course"
 SAVED = Path(__file__).parent / "results" / "speed.md"
 PACKAGES = ("torch", "torchvision", "timm", "vit-pytorch")
 
 
-# --- What is compared ---------------------------------------------------------------------------------------------------------------
-
-
-def published_sizes(dim: int) -> dict:
-    """The sizes of ViT-Ti/16 (192) and ViT-S/16 (384), under the names that vit-pytorch has too."""
-    return dict(
-        image_size=224,
-        patch_size=16,
-        num_classes=1000,
-        dim=dim,
-        depth=12,
-        heads=dim // 64,
-        mlp_dim=4 * dim,
-    )
-
-
-def from_timm(name: str) -> nn.Module:
-    import timm
-
-    return timm.create_model(name, pretrained=False)
-
-
-def vit_of_torchvision(dim: int) -> nn.Module:
-    from torchvision.models import VisionTransformer
-
-    return VisionTransformer(
-        image_size=224,
-        patch_size=16,
-        num_layers=12,
-        num_heads=dim // 64,
-        hidden_dim=dim,
-        mlp_dim=4 * dim,
-    )
-
-
-def vit_of_vit_pytorch(dim: int) -> nn.Module:
-    from vit_pytorch import ViT as TheirViT
-
-    return TheirViT(**published_sizes(dim))
-
-
-def max_vit_of_torchvision() -> nn.Module:
-    from torchvision.models import maxvit_t
-
-    return maxvit_t()
+# --- What is compared ---------------------------------------------------------------------------------------
 
 
 class DinoStep(nn.Module):
-    """A step of DINO but for the optimiser's part: draw two views of every image, ask student and teacher, move the teacher.
+    """A step of DINO but for the optimiser's part: draw two views of every image, run student and teacher on
+    them, move the teacher.
 
-    parts: the modules behind `loss`. images -> loss. The views are the same in every call, so that losses can be compared.
+    Images (b, c, h, w) -> loss. The views are the same in every call, so that losses can be compared.
+
+    Args:
+        parts: the modules behind `loss`.
+        loss: of the images.
+        update_teacher: moves the teacher, in training only.
     """
 
     def __init__(
@@ -133,7 +96,13 @@ def dino_step_of_vit_pytorch() -> nn.Module:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture in several libraries, ours among them, at one batch of square images."""
+    """One architecture in several libraries, ours among them, at one batch of square images.
+
+    Args:
+        libraries: what makes the model of each, by the name of its distribution.
+        batch: how many images.
+        image_size: their sides in pixels.
+    """
 
     libraries: dict[str, Callable[[], nn.Module]]
     batch: int = 8
@@ -149,7 +118,10 @@ class Family:
         )
 
     def build(self, library: str) -> nn.Module:
-        """The model of one library. What starts at zero is drawn instead: a head of zeros would hide every error behind it."""
+        """The model of one library.
+
+        What starts at zero is drawn instead: a head of zeros would hide every error behind it.
+        """
         torch.manual_seed(0)
         model = self.libraries[library]()
         for parameter in model.parameters():
@@ -158,46 +130,29 @@ class Family:
         return model
 
 
-# A later model of the course is one more entry here.
-FAMILIES: dict[str, Family] = {
-    "ViT-Ti/16": Family(
-        {
-            OURS: lambda: ViT(**published_sizes(192)),
-            "timm": lambda: from_timm("vit_tiny_patch16_224"),
-            "torchvision": lambda: vit_of_torchvision(192),
-            "vit-pytorch": lambda: vit_of_vit_pytorch(192),
-        }
-    ),
-    "ViT-S/16": Family(
-        {
-            OURS: lambda: ViT(**published_sizes(384)),
-            "timm": lambda: from_timm("vit_small_patch16_224"),
-            "torchvision": lambda: vit_of_torchvision(384),
-            "vit-pytorch": lambda: vit_of_vit_pytorch(384),
-        }
-    ),
-    "CaiT-XXS24": Family(
-        {
-            OURS: lambda: CaiT(**published_sizes(192) | {"depth": 24, "heads": 4}),
-            "timm": lambda: from_timm("cait_xxs24_224"),
-        }
-    ),
-    "XCiT-N12/16": Family(
-        {
-            OURS: lambda: XCiT(**published_sizes(128) | {"heads": 4}, tokens_norm=False),
-            "timm": lambda: from_timm("xcit_nano_12_p16_224"),
-        }
-    ),
-    "MaxViT-T": Family(
-        {
-            OURS: lambda: MaxViT(num_classes=1000, dim=64, depth=(2, 2, 5, 2)),
-            "torchvision": max_vit_of_torchvision,
-            "timm": lambda: from_timm("maxvit_tiny_tf_224"),
-        },
-        batch=2,
-    ),
-    "DINO step": Family({OURS: dino_step, "vit-pytorch": dino_step_of_vit_pytorch}, batch=64, image_size=32),
-}
+def families() -> dict[str, Family]:
+    """The sizes that the catalogue wants timed, each with its twins; last a step of DINO."""
+    found = {
+        name: Family(
+            {OURS: partial(row.kind, **size.sizes)}
+            | {library: twin.make for library, twin in size.twins.items()},
+            size.bench_batch,
+            size.image_size,
+        )
+        for row in catalogue.MODELS.values()
+        for name, size in row.published.items()
+        if size.bench_batch
+    }
+    step = Family({OURS: dino_step, "vit-pytorch": dino_step_of_vit_pytorch}, batch=64, image_size=32)
+    return found | {"DINO step": step}
+
+
+FAMILIES = families()
+
+
+def is_installed(library: str) -> bool:
+    """Whether it can be imported. vit-pytorch is installed by `make bench` only."""
+    return find_spec(library.replace("-", "_")) is not None
 
 
 @contextmanager
@@ -237,26 +192,45 @@ WORK: dict[str, Callable[[nn.Module, Tensor], object]] = {
 }
 
 
-# --- How it is measured -------------------------------------------------------------------------------------------------------------
+# --- How it is measured -------------------------------------------------------------------------------------
 
 
 @dataclass
 class Row:
-    """What was measured of one library under one precision."""
+    """What was measured of one library under one precision.
+
+    Args:
+        family, library: what it was.
+        precision: how it multiplied; "not installed" where the library is not there.
+        images_per_second: for each kind of work.
+        ours_is_faster: how many times as fast ours is, for each kind of work.
+        error: of the logits, beside the same model in float32.
+        megabytes: peak, for each kind of work.
+    """
 
     family: str
     library: str
     precision: str
-    images_per_second: dict[str, float]  # for each kind of work
-    ours_is_faster: dict[str, float]  # how many times as fast ours is, for each kind of work
-    error: float  # of the logits, beside the same model in float32
-    megabytes: dict[str, float] | None  # peak, for each kind of work
+    images_per_second: dict[str, float] = field(default_factory=dict)
+    ours_is_faster: dict[str, float] = field(default_factory=dict)
+    error: float | None = None
+    megabytes: dict[str, float] = field(default_factory=dict)
 
 
 def measure_times(
     family: Family, rounds: int, clock: Callable[[], float], bar: tqdm
 ) -> dict[tuple[str, str, str], list[float]]:
-    """Seconds of every round for each (library, precision, work), all of them in turn in every round."""
+    """Time every library in turn, round after round.
+
+    Args:
+        family: what is timed; all of its libraries are installed.
+        rounds: how many are kept.
+        clock: gives the time in seconds.
+        bar: moves on with each library.
+
+    Returns:
+        The seconds of every round for each (library, precision, work).
+    """
     images = family.images()
     models = {library: family.build(library) for library in family.libraries}
     times: dict[tuple[str, str, str], list[float]] = {}
@@ -283,14 +257,25 @@ def logit_error(family: Family, library: str, precision: str) -> float:
 
 def memory_in_kilobytes(field: str) -> int:
     """VmRSS (now) or VmHWM (the peak) of this process, from Linux's /proc."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
 
 def peak_megabytes(family: Family, library: str, precision: str) -> dict[str, float]:
-    """Growth of this process's memory at its peak, for each kind of work, over what the model and the images take."""
+    """Growth of this process's memory at its peak, over what the model and the images take.
+
+    Args:
+        family: of FAMILIES.
+        library: one of the family's.
+        precision: one of PRECISIONS.
+
+    Returns:
+        Megabytes for each kind of work.
+    """
     model, images = family.build(library), family.images()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # the peak starts again from what is resident now
     before, peaks = memory_in_kilobytes("VmRSS"), {}
     with PRECISIONS[precision]():
         for work, do in WORK.items():  # from the lighter to the heavier: the peak only grows
@@ -300,10 +285,10 @@ def peak_megabytes(family: Family, library: str, precision: str) -> dict[str, fl
     return peaks
 
 
-def in_fresh_process(family: str, library: str, precision: str, threads: int) -> dict[str, float] | None:
-    """`peak_megabytes` in a process of its own; None on systems without Linux's /proc."""
+def in_fresh_process(family: str, library: str, precision: str, threads: int) -> dict[str, float]:
+    """`peak_megabytes` in a process of its own; nothing on systems without Linux's /proc."""
     if not Path("/proc/self/clear_refs").exists():
-        return None
+        return {}
     command = [
         sys.executable,
         __file__,
@@ -320,36 +305,36 @@ def in_fresh_process(family: str, library: str, precision: str, threads: int) ->
 
 
 def measure(name: str, rounds: int, threads: int, memory: bool) -> list[Row]:
-    """All rows of one family."""
-    family = FAMILIES[name]
+    """All rows of one family.
+
+    Args:
+        name: one of FAMILIES.
+        rounds: interleaved rounds to take the median of.
+        threads: CPU threads; with one the clock is the process's own time.
+        memory: whether peak memory is measured too.
+    """
+    libraries = FAMILIES[name].libraries
+    installed = {library: make for library, make in libraries.items() if is_installed(library)}
+    family = replace(FAMILIES[name], libraries=installed)
     clock = time.process_time if threads == 1 else time.perf_counter
-    kinds = [(library, precision) for precision in PRECISIONS for library in family.libraries]
+    kinds = [(library, precision) for precision in PRECISIONS for library in installed]
     with tqdm(total=(rounds + 1 + 1) * len(kinds), desc=name) as bar:
         times = measure_times(family, rounds, clock, bar)
         rows = []
         for library, precision in kinds:
-            speed, faster = {}, {}
+            row = Row(name, library, precision, error=logit_error(family, library, precision))
             for work in WORK:
                 theirs, ours = times[library, precision, work], times[OURS, precision, work]
-                speed[work] = family.batch / median(theirs)
-                faster[work] = median(a / b for a, b in zip(theirs, ours, strict=True))
-            megabytes = in_fresh_process(name, library, precision, threads) if memory else None
-            rows.append(
-                Row(
-                    name,
-                    library,
-                    precision,
-                    speed,
-                    faster,
-                    logit_error(family, library, precision),
-                    megabytes,
-                )
-            )
+                row.images_per_second[work] = family.batch / median(theirs)
+                row.ours_is_faster[work] = median(a / b for a, b in zip(theirs, ours, strict=True))
+            if memory:
+                row.megabytes = in_fresh_process(name, library, precision, threads)
+            rows.append(row)
             bar.update()
-    return rows
+    return rows + [Row(name, library, "not installed") for library in libraries if library not in installed]
 
 
-# --- How it is shown ----------------------------------------------------------------------------------------------------------------
+# --- How it is shown ----------------------------------------------------------------------------------------
 
 
 def table(rows: list[Row]) -> str:
@@ -359,10 +344,11 @@ def table(rows: list[Row]) -> str:
         head += [f"{work}, images/s", "ours ×", "peak MB"]
     lines = [head]
     for row in rows:
-        line = [row.family, row.library, row.precision, f"{row.error:.0e}" if row.error else "0"]
+        line = [row.family, row.library, row.precision, written(row.error, ".0e") if row.error != 0 else "0"]
         for work in WORK:
-            peak = f"{row.megabytes[work]:.0f}" if row.megabytes else "–"
-            line += [f"{row.images_per_second[work]:.1f}", f"{row.ours_is_faster[work]:.2f}", peak]
+            line.append(written(row.images_per_second.get(work), ".1f"))
+            line.append(written(row.ours_is_faster.get(work), ".2f"))
+            line.append(written(row.megabytes.get(work), ".0f"))
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -372,23 +358,32 @@ def table(rows: list[Row]) -> str:
     )
 
 
+def written(number: float | None, form: str) -> str:
+    """A number in a form, or a dash where nothing was measured."""
+    return "–" if number is None else format(number, form)
+
+
 def report(rows: list[Row], rounds: int, threads: int) -> str:
     """The table with what a reader needs to judge it."""
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    packages = ", ".join(
+        f"{name} {version(name)}" if is_installed(name) else f"{name} not installed" for name in PACKAGES
+    )
+    machine = describe_machine()
     clock = "process time" if threads == 1 else "wall-clock time"
     batches = ", ".join(
         f"{FAMILIES[name].batch} for {name}" for name in dict.fromkeys(row.family for row in rows)
     )
     return f"""# Speed beside the published libraries
 
-{date.today().isoformat()}, {describe_machine()["cpu"]}, {platform.system()}, Python {platform.python_version()}, {packages}.
-{threads} thread(s), {clock}, batches of {batches}, median of {rounds} interleaved rounds. Made by `make bench`.
+{date.today().isoformat()}, {machine["cpu"]}, {machine["system"]}, Python {machine["python"]}, {packages}.
+{threads} thread(s), {clock}, batches of {batches}, median of {rounds} interleaved rounds.
+Made by `make bench`.
 
 {table(rows)}
 
-*ours ×*: how many times as fast ours is under the same switch, the median over the rounds; above 1 ours is faster. *error*: how far the
-logits move from those of the same model in plain float32, relative to their size. *peak MB*: growth of resident memory over the loaded
-model, in a fresh process.
+*ours ×*: how many times as fast ours is under the same switch, the median over the rounds; above 1 ours is
+faster. *error*: how far the logits move from those of the same model in plain float32, relative to their
+size. *peak MB*: growth of resident memory over the loaded model, in a fresh process.
 """
 
 
@@ -434,7 +429,7 @@ def main() -> None:
     print(text)
     if options.save:
         SAVED.parent.mkdir(exist_ok=True)
-        SAVED.write_text(text)
+        SAVED.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

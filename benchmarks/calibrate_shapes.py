@@ -1,9 +1,11 @@
-"""How hard are the levels of ``vit_course.lab.data.shapes`` for someone who learns nothing? Prints the table of `scenes.py`.
+"""How hard the levels of `vit_course.lab.data.shapes` are for methods that learn no features: the table of
+`scenes.py`.
 
     python benchmarks/calibrate_shapes.py
 
-Every accuracy is in per cent, from 5,000 training and 2,000 test scenes; chance is 10. Nothing here is trained on more than pixels:
-these are the numbers that a representation has to beat. Under a minute on one core.
+Every accuracy is in per cent, from 5,000 training and 2,000 test scenes; chance is 10. Nothing here is
+trained on more than pixels: these are the numbers that a representation has to beat. Under a minute on one
+core.
 """
 
 from __future__ import annotations
@@ -69,7 +71,12 @@ def area_alone(train: ImageSet, test: ImageSet) -> float:
 
 
 def threshold_iou(images: ImageSet, method: str) -> float:
-    """Mean overlap of {brighter than a threshold} with the true mask, the threshold chosen per image without looking at the mask."""
+    """Mean overlap of what is brighter than a threshold with the true mask.
+
+    Args:
+        images: with masks.
+        method: how the threshold of an image is chosen, "mean" or "otsu"; neither looks at the mask.
+    """
     brightness = images.images.mean(1)
     threshold = brightness.mean((1, 2)) if method == "mean" else otsu(brightness)
     found = brightness > threshold[:, None, None]
@@ -77,7 +84,11 @@ def threshold_iou(images: ImageSet, method: str) -> float:
 
 
 def otsu(brightness: Tensor, bins: int = 64) -> Tensor:
-    """(b, h, w) -> (b,): the threshold that parts each image's brightness into two groups with the means farthest apart (Otsu 1979)."""
+    """(b, h, w) -> (b,): the threshold that parts each image's brightness into two groups with the means
+    farthest apart.
+
+    Source: Otsu 1979.
+    """
     edges = torch.linspace(0, 1, bins + 1)[1:]
     below = (brightness.flatten(1)[:, None] < edges[:, None]).float()  # b, bins, pixels
     share = below.mean(2)

@@ -2,8 +2,9 @@
 
     python benchmarks/results.py [--only TABLE] [--fresh] [--seeds 0 1 2]
 
-Every row is one training of a fixed number of steps, or one baseline, with its accuracy on the test images and its price: the process time
-of one thread. A row is stored as soon as it is there, and a row that is stored is not computed again unless its recipe has changed.
+Every row is one training of a fixed number of steps, or one baseline, with its accuracy on the test images
+and its price: the process time of one thread. A row is stored as soon as it is there, and a row that is
+stored is not computed again unless its recipe has changed.
 """
 
 import argparse
@@ -42,11 +43,11 @@ from vit_course.lab import results
 from vit_course.lab.data import LEVELS, MEAN, STD, ImageSet, digits, normalise, photos, shapes
 from vit_course.mpp import MPP
 from vit_course.patching import ConvStem
-from vit_course.training import augment, evaluate, fit
+from vit_course.training import augment, eval_mode, evaluate, fit
 from vit_course.vit import SimpleViT, ViT
 
-# The recipes were chosen on the test scenes of seed 0 or on training scenes set aside; the tables are measured on scenes that no choice
-# has seen.
+# The recipes were chosen on the test scenes of seed 0 or on training scenes set aside; the tables are
+# measured on scenes that no choice has seen.
 UNSEEN = 1
 
 
@@ -60,7 +61,7 @@ def image_sets(data: str) -> tuple[ImageSet, ImageSet]:
     return shapes(data, "train"), shapes(data, "test", seed=UNSEEN)
 
 
-# --- What is trained ----------------------------------------------------------------------------------------------------------------
+# --- What is trained ----------------------------------------------------------------------------------------
 
 
 def small_vit() -> nn.Module:
@@ -86,7 +87,12 @@ def shapes_vit(patch_size: int, stem: bool) -> nn.Module:
 
 
 def convolutions(channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Module:
-    """3 × 3 convolutions with BatchNorm and ReLU, the strongest answer anywhere in the picture, one linear layer."""
+    """3 × 3 convolutions with BatchNorm and ReLU, the maximum over the picture, one linear layer.
+
+    Args:
+        channels: of the images.
+        widths, strides: of each convolution.
+    """
     layers = []
     for before, after, stride in zip((channels, *widths), widths, strides, strict=False):
         layers += [
@@ -164,25 +170,31 @@ class Training:
         }
 
 
-# --- What is trained without labels -------------------------------------------------------------------------------------------------
+# --- What is trained without labels -------------------------------------------------------------------------
 
 
 def unlabelled_vit(patch_size: int, pool: str) -> ViT:
-    """For shapes: the convolutional stem, and what stands for the picture, the 'mean' of the patches or the class token, 'cls'."""
+    """For shapes: a ViT without classes behind the convolutional stem.
+
+    Args:
+        patch_size: in pixels.
+        pool: what stands for the picture, the 'mean' of the patches or the class token, 'cls'.
+    """
     sizes = dict(image_size=32, patch_size=patch_size, num_classes=0, dim=64, depth=4, heads=2, mlp_dim=256)
     return ViT(**sizes, pool=pool, patch_embedding=ConvStem(patch_size=patch_size, dim=64))
 
 
 @torch.no_grad()
 def attention_on_object(backbone: ViT, images: ImageSet) -> float:
-    """Jaccard index of the true masks and the patches that hold 60 % of the attention in the last block, mean over heads.
+    """Mean Jaccard index of the true masks and the patches that hold 60 % of the attention in the last block.
 
-    It is the class token's attention, or where there is none that of all patches. The network sees 8 × 8 patches, of images at twice
-    their size if need be; nothing is chosen by looking at masks.
+    The attention is the mean over heads, of the class token or, where there is none, of all patches. The
+    network sees 8 × 8 patches, of images at twice their size if need be; nothing is chosen by looking at
+    masks.
     """
     found = []
     for batch in images.images.split(250):
-        with record_attention(backbone.eval()) as record:
+        with eval_mode(backbone), record_attention(backbone) as record:
             backbone(F.interpolate(normalise(batch), size=8 * backbone.patch_size[0], mode="bilinear"))
         prefix = backbone.num_prefix_tokens
         rows = record[-1].weights[:, :, : prefix or None, prefix:].mean(dim=(1, 2))[:, None]
@@ -193,11 +205,21 @@ def attention_on_object(backbone: ViT, images: ImageSet) -> float:
 def judge(
     backbone: ViT, train: ImageSet, test: ImageSet, prepare: Callable[[Tensor], Tensor] = normalise
 ) -> dict[str, float]:
-    """What frozen features are worth with the labels of 5,000 training images, and where the attention goes, if there are masks."""
+    """What frozen features are worth, and where there are masks what the attention is.
+
+    Args:
+        backbone: images -> features.
+        train: the first 5,000 images lend their labels.
+        test: what is measured on.
+        prepare: from pixels to the backbone's input.
+
+    Returns:
+        "accuracy" of the nearest neighbours, that of a "linear" layer and, with masks, the "jaccard" index.
+    """
     labelled = train[:5000]
     features = [extract_features(backbone, prepare(images.images)) for images in (labelled, test)]
-    asked = (features[0], labelled.labels, features[1], test.labels)
-    scores = {"accuracy": knn_accuracy(*asked), "linear": linear_probe(*asked)}
+    known_and_new = (features[0], labelled.labels, features[1], test.labels)
+    scores = {"accuracy": knn_accuracy(*known_and_new), "linear": linear_probe(*known_and_new)}
     return scores if test.masks is None else scores | {"jaccard": attention_on_object(backbone, test)}
 
 
@@ -208,7 +230,10 @@ def with_random(before: dict[str, float], after: dict[str, float]) -> dict[str, 
 
 @dataclass(frozen=True)
 class SelfSupervised:
-    """One training of DINO or EsViT, spelled out. Its accuracy is that of the nearest neighbours among the pooled features."""
+    """One training of DINO or EsViT, spelled out.
+
+    Its accuracy is that of the nearest neighbours among the pooled features.
+    """
 
     data: str
     steps: int
@@ -235,7 +260,7 @@ class SelfSupervised:
         return " ".join([self.method, *(f"without {part}" for part, is_off in without.items() if is_off)])
 
     def run(self, seed: int) -> dict[str, float]:
-        """Train from this seed; the same network before training stands beside it, its numbers called random_…"""
+        """Train from this seed. The numbers of the same network before training are called random_…"""
         torch.set_float32_matmul_precision(self.precision)
         train, test = image_sets(self.data)
         crop = MultiCrop(
@@ -273,7 +298,10 @@ class SelfSupervised:
 
 @dataclass(frozen=True)
 class VitPytorchDino:
-    """vit-pytorch's `Dino` as its README sets it up, but for fewer prototypes, on our backbone: as many steps, images and views as ours."""
+    """vit-pytorch's `Dino` as its README sets it up, but for fewer prototypes, on our backbone.
+
+    It takes as many steps, images and views as ours.
+    """
 
     data: str
     steps: int
@@ -287,7 +315,7 @@ class VitPytorchDino:
         return "vit-pytorch's Dino"
 
     def run(self, seed: int) -> dict[str, float]:
-        """Train from this seed; the same network before training stands beside it, its numbers called random_…"""
+        """Train from this seed. The numbers of the same network before training are called random_…"""
         from torchvision.transforms import Normalize
         from vit_pytorch import Dino
 
@@ -314,11 +342,11 @@ class VitPytorchDino:
         return with_random(before, after | {"core_s": core_s, "loss": mean(history["loss"][-50:])})
 
 
-# --- Masked patches, then labels ----------------------------------------------------------------------------------------------------
+# --- Masked patches, then labels ----------------------------------------------------------------------------
 
 
 def plain_vit() -> SimpleViT:
-    """For shapes: plain patches of 4 pixels and fixed positions, which tell a masked patch at once who its neighbours are."""
+    """For shapes: plain patches of 4 pixels, and fixed positions, which tell a masked patch where it is."""
     return SimpleViT(image_size=32, patch_size=4, num_classes=10, dim=64, depth=4, heads=2, mlp_dim=256)
 
 
@@ -326,7 +354,17 @@ def plain_vit() -> SimpleViT:
 def masked_patches(
     data: str, steps: int, batch: int, lr: float, crop: float, seed: int
 ) -> tuple[SimpleViT, dict[str, float]]:
-    """A network that learned to name the colours of hidden patches, and what that took: `core_s` and the last `loss`."""
+    """A network that learned to predict the colours of hidden patches, and what that took.
+
+    Args:
+        data: as for `image_sets`.
+        steps, batch, lr: of the training.
+        crop: smallest share of the area that `augment` keeps.
+        seed: decides weights, images and masks.
+
+    Returns:
+        The network; the process time, "core_s", and the last "loss".
+    """
     train, _ = image_sets(data)
 
     def batches(generator: torch.Generator) -> Tensor:
@@ -341,7 +379,8 @@ def masked_patches(
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A network trained with few labels, after so many steps of masked patch prediction on all training images without them; 0 for none.
+    """A network trained with few labels, after so many steps of masked patch prediction on all training
+    images without them; 0 for none.
 
     The labelled images are drawn by the seed, the same for every `pretraining`.
     """
@@ -390,7 +429,7 @@ class FineTuning:
         return {"accuracy": accuracy, "core_s": core_s, "loss": mean(history["loss"][-50:])} | before
 
 
-# --- What it has to beat ------------------------------------------------------------------------------------------------------------
+# --- What it has to beat ------------------------------------------------------------------------------------
 
 
 def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
@@ -431,7 +470,7 @@ class Baseline:
         return {"accuracy": accuracy, "core_s": time.process_time() - start}
 
 
-# --- The tables ---------------------------------------------------------------------------------------------------------------------
+# --- The tables ---------------------------------------------------------------------------------------------
 
 Task = Training | SelfSupervised | VitPytorchDino | FineTuning | Baseline
 PIXELS, REGRESSION, COLOURS = BASELINES
@@ -520,7 +559,10 @@ TABLES: dict[str, Table] = {
 
 
 def recipe(task: Task) -> dict:
-    """All that a row depends on, in plain numbers and words; scenes with the numbers of their level and the seed of the test scenes."""
+    """All that a row depends on, in plain numbers and words.
+
+    With scenes go the numbers of their level and the seed of the test scenes.
+    """
     scenes = {"level": asdict(LEVELS[task.data]), "test_seed": UNSEEN} if task.data in LEVELS else {}
     return json.loads(json.dumps(asdict(task) | scenes))  # as it comes back from a file: lists for tuples
 
@@ -531,7 +573,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def write(path: Path, title: str, rows: list[dict]) -> None:
-    """Write to a temporary name, then move: the lessons see the old table or the new one, never half of one."""
+    """Write a table to a temporary name, then move it: the lessons see the old table or the new one."""
     table = {
         "title": title,
         "date": date.today().isoformat(),
@@ -544,7 +586,14 @@ def write(path: Path, title: str, rows: list[dict]) -> None:
 
 
 def make(table: Table, path: Path, seeds: Sequence[int] = (0, 1, 2), fresh: bool = False) -> None:
-    """Bring a stored table up to date: compute the rows that it lacks, store each at once, forget those of other recipes."""
+    """Bring a stored table up to date: compute the rows that it lacks, forget those of other recipes.
+
+    Args:
+        table: what rows there should be.
+        path: of the stored table; every row is stored as soon as it is there.
+        seeds: of the rows that have several.
+        fresh: whether to forget all rows first.
+    """
     jobs = [(task, recipe(task), seed) for task, seed in table.jobs(seeds)]
     recipes = [of_job for _, of_job, _ in jobs]
     rows = [] if fresh else [row for row in read_rows(path) if row["recipe"] in recipes]
@@ -575,9 +624,8 @@ def summary(name: str) -> str:
         scores = [100 * row["accuracy"] for row in rows]
         seeds = ", ".join(f"{score:.1f}" for score in scores)
         price = mean(row["core_s"] for row in rows)
-        lines.append(
-            f"  {mean(scores):5.1f} %  {rows[0]['name']} ({', '.join(details)})  [{seeds}]  {price:.1f} core-s"
-        )
+        what = f"{rows[0]['name']} ({', '.join(details)})"
+        lines.append(f"  {mean(scores):5.1f} %  {what}  [{seeds}]  {price:.1f} core-s")
     return "\n".join(lines)
 
 

@@ -1,20 +1,16 @@
 """The benchmark scripts: what they store can be read, taken up again and trusted. Nothing here is timed."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import bench
 import pytest
+import results
 import torch
-from lessons import ROOT
 
 from vit_course.lab import results as stored
 from vit_course.lab.data import shapes
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import bench  # noqa: E402
-import results  # noqa: E402
 
 
 @pytest.fixture
@@ -28,15 +24,17 @@ def two_rows() -> results.Table:
 def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
     path = tmp_path / "short.json"
     results.make(two_rows, path, seeds=[0])
-    first = json.loads(path.read_text())["rows"]
+    first = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert [(row["name"], row["seed"]) for row in first] == [(results.PIXELS, 0), ("ViT", 0)]
 
-    asked = []
+    computed = []
     train = results.Training.run
-    monkeypatch.setattr(results.Training, "run", lambda self, seed: asked.append(seed) or train(self, seed))
+    monkeypatch.setattr(
+        results.Training, "run", lambda self, seed: computed.append(seed) or train(self, seed)
+    )
     results.make(two_rows, path, seeds=[0, 1])
-    assert asked == [1]  # seed 0 and the baseline were stored
-    assert json.loads(path.read_text())["rows"][:2] == first
+    assert computed == [1]  # seed 0 and the baseline were stored
+    assert json.loads(path.read_text(encoding="utf-8"))["rows"][:2] == first
     assert list(tmp_path.iterdir()) == [path]  # no temporary file is left
 
 
@@ -45,7 +43,7 @@ def test_a_row_of_another_recipe_is_computed_again(two_rows, tmp_path):
     results.make(two_rows, path, seeds=[0])
     longer = results.Table("Short", several=(replace(two_rows.several[0], steps=3),))
     results.make(longer, path, seeds=[0])
-    assert [row["recipe"]["steps"] for row in json.loads(path.read_text())["rows"]] == [3]
+    assert [row["recipe"]["steps"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]] == [3]
 
 
 @pytest.fixture
@@ -54,6 +52,7 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr(results, "image_sets", lambda data: (scenes[:200], scenes[200:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["DINO", "EsViT"])
 def test_a_run_without_labels_gives_a_whole_row(few_scenes, method):
     task = results.SelfSupervised("easy", steps=2, method=method)
@@ -97,7 +96,7 @@ def test_a_switch_holds_for_its_row_only(precision, do):
 
 
 def test_a_dino_step_is_timed_whole():
-    """The views repeat, so that its error can be measured; in training the teacher moves and the student gets gradients."""
+    """The views repeat, so that its error can be measured; in training the teacher moves."""
     family = replace(bench.FAMILIES["DINO step"], batch=2)
     step, images = family.build(bench.OURS), family.images()
     assert bench.forward(step, images) == bench.forward(step, images)
@@ -110,20 +109,28 @@ def test_a_dino_step_is_timed_whole():
 
 
 def test_the_speed_table_is_whole(monkeypatch):
+    monkeypatch.setattr(bench, "is_installed", lambda library: True)
     monkeypatch.setattr(bench, "version", lambda package: "1.0")  # vit-pytorch is there for `make bench` only
+    numbers = dict.fromkeys(bench.WORK, 10.0)
     rows = [
-        bench.Row(
-            "ViT-Ti/16",
-            library,
-            "float32",
-            dict.fromkeys(bench.WORK, 10.0),
-            dict.fromkeys(bench.WORK, 1.0),
-            0.0,
-            None,
-        )
+        bench.Row("ViT-Ti/16", library, "float32", numbers, numbers, error=0.0)
         for library in bench.FAMILIES["ViT-Ti/16"].libraries
     ]
     lines = bench.table(rows).splitlines()
     assert len(lines) == len(rows) + 2
     assert len({line.count("|") for line in lines}) == 1
-    assert all(name in bench.report(rows, rounds=1, threads=1) for name in bench.PACKAGES)
+    assert all(f"{name} 1.0" in bench.report(rows, rounds=1, threads=1) for name in bench.PACKAGES)
+
+
+def test_a_library_that_is_not_there_gets_a_row_that_says_so(monkeypatch):
+    def is_not_built():
+        raise AssertionError("what is not installed cannot be built")
+
+    both = {bench.OURS: results.MODELS[results.VIT], "no-such-library": is_not_built}
+    monkeypatch.setitem(bench.FAMILIES, "small", bench.Family(both, batch=2, image_size=32))
+    rows = bench.measure("small", rounds=1, threads=1, memory=False)
+    assert [row.library for row in rows] == [bench.OURS] * len(bench.PRECISIONS) + ["no-such-library"]
+    words = [cell.strip() for cell in bench.table(rows).splitlines()[-1].strip("|").split("|")]
+    assert words == ["small", "no-such-library", "not installed", *["–"] * 7]
+    monkeypatch.setattr(bench, "PACKAGES", ("torch", "no-such-library"))
+    assert "no-such-library not installed" in bench.report(rows, rounds=1, threads=1)

@@ -1,6 +1,8 @@
-"""The last lesson runs with every choice on its menus, writes its page, and says in a sentence what it cannot do.
+"""The last lesson runs with every choice on its menus, writes its page, and says in a sentence what it cannot
+do.
 
-Its own run, with the choices as printed, is a notebook test like any other; here its cells run with other ones, on few pictures.
+Its own run, with the choices as printed, is a notebook test like any other; here its cells run with other
+ones, on few pictures.
 """
 
 import re
@@ -11,18 +13,22 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from lessons import ROOT
+from layout import ROOT
 from skimage.filters import threshold_otsu
+from support.toy import Toy, add_toy
 from torchvision.utils import save_image
 
-from vit_course.lab import data, pictures
+from vit_course.lab import catalogue, data, pictures
 
 NOTEBOOK = ROOT / "notebooks" / "13_capstone.ipynb"
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
-    """Gives a function that runs the lesson's code in an empty folder, with other choices, and returns what it defines."""
+    """Gives a function that runs the lesson's code in an empty folder with other choices.
+
+    It returns what the code defines.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         pictures, "display", lambda content, raw, metadata: shown.append(content["text/plain"])
@@ -59,6 +65,7 @@ def folder(tmp_path: Path) -> Path:
     return Path("mine")
 
 
+NETWORKS = [name for name, row in catalogue.MODELS.items() if row.small]
 CHOICES = [
     ("easy", "SimpleViT", "supervised"),
     ("hard", "CaiT", "MPP"),
@@ -68,8 +75,10 @@ CHOICES = [
     ("photos", "ViT", "EsViT"),
     ("mine", "CaiT", "DINO"),
 ]
+CHOICES += [("easy", name, "supervised") for name in NETWORKS if name not in {name for _, name, _ in CHOICES}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_every_choice_ends_in_a_table_and_a_page(
     choice: tuple[str, str, str], run: Callable, folder: Path
@@ -77,13 +86,14 @@ def test_every_choice_ends_in_a_table_and_a_page(
     pictures_of, network, objective = choice
     made = run(DATA=pictures_of, NETWORK=network, OBJECTIVE=objective)
     table, has_masks = made["table"], pictures_of in data.LEVELS
+    attends = catalogue.MODELS[network].sees_everything
     assert table.header == ["", "kNN", "linear", *(["IoU", "mAP", "AP50"] if has_masks else [])]
     assert table.rows[0][0] == table.marked == f"{network}, {objective}"
     assert [word.endswith(" %") for word in table.rows[0][1:3]] == [True, True]
     assert ("nothing to compare attention with" in table.caption) == (not has_masks)
-    assert ("no layer that looks at the whole picture" in table.caption) == (network == "MaxViT")
+    assert ("no layer that looks at the whole picture" in table.caption) == (not attends)
     if has_masks:
-        assert all(table.rows[0][3:]) == (network != "MaxViT")
+        assert all(table.rows[0][3:]) == attends
         assert {"a square in the middle", "brighter than Otsu's threshold"} <= {row[0] for row in table.rows}
     for labels in (made["labelled"].labels, made["test"].labels):
         assert labels.diff().min() < 0, (
@@ -96,8 +106,11 @@ def test_every_choice_ends_in_a_table_and_a_page(
     assert all(word in page for row in table.rows for word in row[1:])
 
 
+@pytest.mark.slow
 def test_its_threshold_is_otsu_s(run: Callable) -> None:
-    """The cut with the largest variance between its sides: at least that of scikit-image, which tries 256 cuts, and nearly its mask."""
+    """The cut with the largest variance between its sides, and nearly the mask of scikit-image, which tries
+    256 cuts.
+    """
     made = run(DATA="hard", NETWORK="MaxViT", OBJECTIVE="supervised")
     images = made["test"].images
     masks, scores = made["otsu"](images)
@@ -111,10 +124,11 @@ def test_its_threshold_is_otsu_s(run: Callable) -> None:
 
 
 REFUSED = {
-    "network": (dict(NETWORK="Vit"), "NETWORK is 'Vit', which is none of ViT, SimpleViT, CaiT, XCiT, MaxViT"),
+    "network": (dict(NETWORK="Vit"), f"NETWORK is 'Vit', which is none of {', '.join(NETWORKS)}"),
+    "a network off the menu": (dict(NETWORK="DistilledViT"), "NETWORK is 'DistilledViT', which is none of"),
     "objective": (
         dict(OBJECTIVE="dino"),
-        "OBJECTIVE is 'dino', which is none of supervised, distillation, DINO",
+        f"OBJECTIVE is 'dino', which is none of supervised, {', '.join(catalogue.OBJECTIVES)}",
     ),
     "data": (
         dict(DATA="cats"),
@@ -136,6 +150,12 @@ def test_a_bad_choice_gets_a_sentence(choices: dict, words: str, run: Callable) 
     with pytest.raises(ValueError, match=words):
         run(**choices)
     assert not list(Path().iterdir())
+
+
+def test_a_new_row_of_the_catalogue_is_on_the_menu(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_toy(monkeypatch)
+    made = run(NETWORK="Toy", OBJECTIVE="supervised")
+    assert type(made["trained"]) is Toy and made["table"].marked == "Toy, supervised"
 
 
 def test_a_pyramid_has_no_patches_to_hide(run: Callable) -> None:

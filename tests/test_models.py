@@ -1,89 +1,21 @@
-"""What every model of the course promises, whatever it computes. A later model joins with one entry in CASES."""
+"""What every model of the course promises, whatever it computes: each row of the catalogue is held to it."""
 
 import copy
 import io
 import pickle
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.models import CASES, images, together
 from support.parity import SAME, relative_error
-from torch import Tensor, nn
+from torch import nn
 
-from vit_course.cait import CaiT
-from vit_course.distillation import DistilledViT
-from vit_course.max_vit import MaxViT
-from vit_course.patching import ConvStem, patch_grid
-from vit_course.vit import SimpleViT, ViT
-from vit_course.xcit import XCiT
-
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 5,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
-
-PYRAMID = {"num_classes": 5, "dim": 16, "depth": (1, 2), "window_size": 2, "dim_head": 8}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model to hold to its promises.
-
-    build: from changes of the constructor's arguments to a small model for images (b, 3, 16, 16) and 5 classes. dropouts: arguments that
-    make training random. sizes: other (height, width) of images that the model must take. least_depth: a depth that shows each kind of
-    layer once.
-    """
-
-    build: Callable[..., nn.Module]
-    dropouts: dict[str, float] = field(default_factory=lambda: {"dropout": 0.3, "emb_dropout": 0.3})
-    sizes: tuple[tuple[int, int], ...] = ((8, 8), (24, 16), (4, 32))
-    least_depth: int | tuple[int, ...] = 1
-
-
-CASES: dict[str, Case] = {
-    "ViT": Case(lambda **changes: ViT(**SMALL | changes)),
-    "ViT mean": Case(lambda **changes: ViT(**SMALL | {"pool": "mean"} | changes)),
-    "ViT wide heads": Case(lambda **changes: ViT(**SMALL | {"dim_head": 24} | changes)),
-    "ViT stem": Case(
-        lambda **changes: ViT(**SMALL | {"patch_embedding": ConvStem(patch_size=4, dim=32)} | changes)
-    ),
-    "SimpleViT": Case(lambda **changes: SimpleViT(**SMALL | changes), dropouts={}),
-    "DistilledViT": Case(lambda **changes: DistilledViT(**SMALL | changes)),
-    "CaiT": Case(
-        lambda **changes: CaiT(**SMALL | changes),
-        dropouts={"dropout": 0.3, "emb_dropout": 0.3, "layer_dropout": 0.3},
-    ),
-    "XCiT": Case(
-        lambda **changes: XCiT(**SMALL | changes),
-        dropouts={"dropout": 0.3, "emb_dropout": 0.3, "layer_dropout": 0.3},
-    ),
-    "XCiT stem": Case(
-        lambda **changes: XCiT(**SMALL | {"patch_size": 8, "tokens_norm": False} | changes),
-        sizes=((8, 16), (24, 16), (8, 32)),
-    ),
-    "MaxViT": Case(
-        lambda **changes: MaxViT(**PYRAMID | changes),
-        dropouts={"dropout": 0.3, "layer_dropout": 0.3},
-        sizes=((32, 16), (16, 48)),
-        least_depth=(1, 1),
-    ),
-}
-
-
-def images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*(shape or (4, 3, 16, 16)), generator=torch.Generator().manual_seed(seed))
-
-
-def together(logits: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The mean of all heads: a DistilledViT gives the logits of its two heads in training."""
-    return torch.stack(logits).mean(dim=0) if isinstance(logits, tuple) else logits
+from vit_course.attention import record_attention
+from vit_course.patching import patch_grid
+from vit_course.training import eval_mode
 
 
 @pytest.fixture(params=CASES)
@@ -184,8 +116,9 @@ def test_precisions(model: nn.Module, name: str) -> None:
         assert relative_error(double(images().double()).float(), logits) < SAME
 
 
+@pytest.mark.slow
 def test_compiles_in_one_piece(name: str) -> None:
-    """The graph is caught without a break; turning it into machine code is PyTorch's part, and takes a compiler and a minute."""
+    """The graph is caught without a break; turning it into machine code is PyTorch's part."""
     torch._dynamo.reset()
     model = CASES[name].build(depth=CASES[name].least_depth).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -201,23 +134,118 @@ def test_exports_with_any_batch_size(name: str) -> None:
 
 
 def test_backbone_protocol(model: nn.Module, name: str) -> None:
-    """forward is forward_features and forward_head; forward_tokens goes on from patch_embed; the parts fit other sizes too."""
+    """forward is forward_features and forward_head; forward_tokens goes on from patch_embed."""
     with torch.no_grad():
         for size in ((16, 16), *CASES[name].sizes):
             batch = images(2, 3, *size)
             features = model.forward_features(batch)
             assert torch.equal(model.forward_head(features), model(batch))
-            if features.ndim == 4:  # a pyramid ends in a map
-                assert features.shape[:2] == (2, model.num_features)
+            if CASES[name].row.features == "map":
+                assert features.ndim == 4 and features.shape[:2] == (2, model.num_features)
                 continue
             assert features.shape[2] == model.num_features
             torch.testing.assert_close(
                 features.mean(dim=-1), torch.zeros(features.shape[:2]), atol=1e-5, rtol=0
             )  # normalised
-            if hasattr(model, "forward_tokens"):
-                tokens = model.patch_embed(batch)
-                assert features.shape[1] == model.num_prefix_tokens + tokens.shape[1]
-                assert torch.equal(model.forward_tokens(tokens, patch_grid(size, model.patch_size)), features)
+            tokens = model.patch_embed(batch)
+            assert features.shape[1] == model.num_prefix_tokens + tokens.shape[1]
+            assert torch.equal(model.forward_tokens(tokens, patch_grid(size, model.patch_size)), features)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].row.features == "tokens"])
+def test_a_token_sees_its_own_patch_or_the_row_says_otherwise(name: str) -> None:
+    """After a change of the first patch alone, which of the tokens of the patches differ?"""
+    torch.manual_seed(0)
+    model, batch = CASES[name].build().eval(), images(1, 3, 16, 16)
+    other, (height, width) = batch.clone(), model.patch_size
+    other[..., :height, :width] += 1.0
+    with torch.no_grad():
+        differs = (model.patch_embed(batch) != model.patch_embed(other)).any(dim=-1)[0].tolist()
+    assert differs[0] and any(differs[1:]) != CASES[name].plain_patches
+
+
+def test_it_attends_as_its_row_says(model: nn.Module, name: str) -> None:
+    with torch.no_grad(), record_attention(model) as record:
+        model(images())
+    assert {layer.kind for layer in record} == set(CASES[name].row.attention)
+
+
+def test_evaluation_leaves_every_part_the_mode_it_had(model: nn.Module) -> None:
+    """Also those that their user froze while the rest is in training."""
+    model.train()
+    for part in list(model.modules())[::3]:
+        part.training = False
+    before = [part.training for part in model.modules()]
+    with eval_mode(model):
+        assert not any(part.training for part in model.modules())
+        one, other = model(images()), model(images())
+    assert torch.equal(one, other)
+    assert [part.training for part in model.modules()] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_types_are_those_of_the_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    model = model.to(dtype)
+    with torch.no_grad():
+        features = model.forward_features(images().to(dtype))
+        assert features.dtype == model.forward_head(features).dtype == dtype
+
+
+def test_types_follow_the_default(name: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = CASES[name].build().eval()
+        with torch.no_grad():
+            assert model(images()).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(tensor.dtype == torch.float64 for tensor in model.state_dict().values() if tensor.ndim)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "layer_dropout" in CASES[name].row.dropouts])
+def test_paths_are_dropped_for_each_sample_by_itself(name: str) -> None:
+    """Sixteen copies of one image differ in training, and only because paths are dropped."""
+    torch.manual_seed(0)
+    copies = images(1, 3, 16, 16).expand(16, -1, -1, -1)
+    with torch.no_grad():
+        for rate in (0.0, 0.5):
+            logits = CASES[name].build(layer_dropout=rate).train()(copies)
+            assert (relative_error(logits, logits[:1].expand_as(logits)) > 1e-3) == (rate > 0)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fills with the names of functions that check arguments, one for each call that no other check makes."""
+    made: list[str] = []
+    running: list[str] = []
+
+    def noted(name: str, function: Callable) -> Callable:
+        def call(*arguments: object, **options: object) -> object:
+            if not running:
+                made.append(name)
+            running.append(name)
+            try:
+                return function(*arguments, **options)
+            finally:
+                running.pop()
+
+        return call
+
+    for module in [module for key, module in sys.modules.items() if key.startswith("vit_course.")]:
+        for name, function in list(vars(module).items()):
+            if name.lstrip("_").startswith("require_"):
+                monkeypatch.setattr(module, name, noted(name, function))
+    return made
+
+
+def test_arguments_are_checked_once_however_deep_the_model(name: str, checks: list[str]) -> None:
+    """A pass through a deeper model makes no more checks: inner layers make none."""
+    least = CASES[name].least_depth
+    deeper = 3 * least if isinstance(least, int) else tuple(3 * blocks for blocks in least)
+    model = CASES[name].build(depth=deeper).eval()
+    checks.clear()  # those of the constructor
+    model(images())
+    assert 0 < len(checks) <= 6, checks
 
 
 def test_no_classes_give_pooled_features(name: str) -> None:

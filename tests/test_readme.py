@@ -4,9 +4,8 @@ import os
 import re
 
 import pytest
-from lessons import ROOT
-
-README = ROOT / "README.md"
+from layout import ROOT
+from readme import README, with_tables
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def test_its_python_runs(readme, tmp_path, monkeypatch):
 def test_its_make_targets_exist(readme):
     named = set(re.findall(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z]+)", readme, re.MULTILINE))
     assert {"lab", "test"} <= named
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert named <= targets, (
         f"the README names make {', '.join(sorted(named - targets))}, which the Makefile lacks"
     )
@@ -44,3 +43,12 @@ def test_its_relative_links_lead_somewhere(readme):
         if not re.match(r"[a-z]+:|#", target)
     ]
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_its_tables_are_those_of_the_catalogue(readme):
+    assert with_tables(readme) == readme, "write them again: python tools/readme.py"
+
+
+def test_a_readme_without_a_place_for_a_table_is_refused():
+    with pytest.raises(ValueError, match="has no lines <!-- models: .* and <!-- end of models -->"):
+        with_tables("# vit_course\n")

@@ -1,7 +1,7 @@
 """Distillation.
 
-How can a small model learn from what a trained one thinks, and not only from labels, and what is that worth where
-labels are few?
+How can a small model learn from what a trained one thinks, and not only from labels, and what is that worth
+where labels are few?
 
 Made from notebooks/08_distillation.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -42,6 +42,8 @@ class DistillationLoss(nn.Module):
         TypeError, ValueError: for arguments, batches and logits that do not fit.
 
     Source: Hinton et al. 2015; Touvron et al. 2020, equations 2 and 3.
+
+    Built in lesson 08.
     """
 
     def __init__(
@@ -118,6 +120,8 @@ class DistilledViT(ViT):
     VisionTransformerDistilled.
 
     Source: Touvron et al. 2020, section 4.
+
+    Built in lesson 08.
     """
 
     def __init__(

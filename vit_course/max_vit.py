@@ -52,6 +52,8 @@ class SqueezeExcitation(nn.Module):
         TypeError, ValueError: for sizes that do not fit.
 
     Source: Hu et al. 2018, equations 2 to 4; SiLU as in EfficientNet.
+
+    Built in lesson 07.
     """
 
     def __init__(self, *, dim: int, hidden_dim: int) -> None:
@@ -76,6 +78,8 @@ class MBConvResidual(nn.Module):
     Shape: map -> shortcut(map) + branch(map).
 
     Source: He et al. 2016, section 3.2; Huang et al. 2016.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class MBConv(MBConvResidual):
         TypeError, ValueError: for sizes that do not fit.
 
     Source: Tu et al. 2022, figure 2; Sandler et al. 2018.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -151,6 +157,8 @@ def relative_position_index(window_size: int) -> Tensor:
         TypeError, ValueError: for another size.
 
     Source: Liu et al. 2021, section 3.2.
+
+    Built in lesson 07.
     """
     require_at_least(1, window_size=window_size)
     places = torch.cartesian_prod(torch.arange(window_size), torch.arange(window_size))  # (t, 2): row, column
@@ -182,6 +190,8 @@ class WindowAttention(HeadedAttention):
         TypeError, ValueError: for sizes and names that do not fit.
 
     Source: Tu et al. 2022, section 3.
+
+    Built in lesson 07.
     """
 
     kind = "window"
@@ -286,6 +296,8 @@ class WindowTransformerBlock(nn.Module):
     Shape: map (b, d, rows, columns) -> the same shape.
 
     Source: Tu et al. 2022, figure 2.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -335,6 +347,8 @@ class MaxViTBlock(nn.Sequential):
     Shape: map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns.
 
     Source: Tu et al. 2022, figure 2.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -387,6 +401,8 @@ class Pyramid(nn.Module):
 
     Raises:
         TypeError, ValueError: for sizes, images and maps that do not fit.
+
+    Built in lesson 07.
     """
 
     num_prefix_tokens = 0
@@ -455,6 +471,8 @@ class MaxViT(Pyramid):
         TypeError, ValueError: for sizes that do not fit.
 
     Source: Tu et al. 2022, figure 2 and table 1.
+
+    Built in lesson 07.
     """
 
     def __init__(
