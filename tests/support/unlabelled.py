@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vit_course.cait import CaiT
 from vit_course.dino import DINO, DINOSchedule, MultiCrop, SelfDistillation
 from vit_course.distillation import DistilledViT
+from vit_course.lab.catalogue import MODELS
 from vit_course.lab.pretrained import adapt
 from vit_course.max_vit import MaxViT
 from vit_course.patching import ConvStem
@@ -20,15 +21,7 @@ from vit_course.training import fit
 from vit_course.vit import SimpleViT, ViT
 from vit_course.xcit import XCiT
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 0,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
+SMALL = MODELS["ViT"].tiny | {"num_classes": 0}
 HEAD = {"out_dim": 24, "hidden_dim": 20, "bottleneck_dim": 12}
 
 
