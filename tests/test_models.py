@@ -209,7 +209,7 @@ def test_paths_are_dropped_for_each_sample_by_itself(name: str) -> None:
     copies = images(1, 3, 16, 16).expand(16, -1, -1, -1)
     with torch.no_grad():
         for rate in (0.0, 0.5):
-            logits = CASES[name].build(layer_dropout=rate).train()(copies)
+            logits = together(CASES[name].build(layer_dropout=rate).train()(copies))
             assert (relative_error(logits, logits[:1].expand_as(logits)) > 1e-3) == (rate > 0)
 
 

@@ -318,6 +318,7 @@ MODELS: dict[str, Row] = {
         lesson="08",
         tiny=_TINY,
         attention=("global",),
+        dropouts=("dropout", "emb_dropout", "layer_dropout"),
         published={
             "DeiT-Ti/16 distilled": _of_timm(
                 "deit_tiny_distilled_patch16_224", _sizes(192, 12, 3), 5_910_800
