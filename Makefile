@@ -11,21 +11,23 @@ BIN     := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCHABLE := $(VENV)/.installed-bench
 
-.PHONY: help lab reset test export execute format lint bench results clean
+.PHONY: help lab reset test quick export execute pages format lint types bench results clean
 
 help:
 	@echo "make lab               open JupyterLab on your own copies of the lessons, in work/"
 	@echo "make reset LESSON=02   put a fresh copy of a lesson beside yours"
 	@echo "make test              prove everything: package, notebooks, tools"
+	@echo "make quick             the package's tests in minutes: no notebook, no browser, nothing marked slow"
 	@echo "make bench             measure speed and memory beside the published peers"
 	@echo "make results           compute the long accuracy tables again"
 	@echo "make clean             remove .venv and what was built; work/ and data/ stay"
-	@echo "for authors:           make export, make execute [LESSON=02], make format, make lint"
+	@echo "for authors:           make export, make execute [LESSON=02], make pages [LESSON=02],"
+	@echo "                       make format, make lint, make types"
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here; install Python 3.11 or newer, or name yours: make PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vit_course needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name a newer one: make PYTHON=python3.12" % sys.version_info[:2])'
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here; install Python 3.11 or newer, or name yours: make PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vit_course needs Python 3.11 or newer; %s is %d.%d. Name a newer one: make PYTHON=python3.12" % (sys.argv[1], *sys.version_info[:2]))' "$(PYTHON)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)
 	@echo "Installing into $(VENV): some minutes, most of them PyTorch."
 	$(BIN)/python -m pip install -c constraints.txt -e .[dev]
 	@touch $@
@@ -43,20 +45,28 @@ reset: $(INSTALLED)
 
 # Two trainings of two threads each on two cores run many times slower than one alone: one thread per worker. loadfile keeps
 # the cells of a notebook together; the order is the one of tests/conftest.py, the longest first.
-test execute: export OMP_NUM_THREADS = 1
-test execute: export MKL_NUM_THREADS = 1
-test execute: export HF_HUB_OFFLINE = 1
+test quick execute: export OMP_NUM_THREADS = 1
+test quick execute: export MKL_NUM_THREADS = 1
+test quick execute: export HF_HUB_OFFLINE = 1
 
 test: $(INSTALLED)
 	$(BIN)/python tools/export.py --check
 	$(BIN)/python -m pytest tests notebooks -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 	@echo "All is well: the lessons run as they are printed, and the package is what they build."
 
+quick: $(INSTALLED)
+	$(BIN)/python tools/export.py --check
+	$(BIN)/python -m pytest tests -m "not slow" -p no:nbval --override-ini addopts= -n $(WORKERS) --dist loadfile --durations=10
+	@echo "Well so far. make test adds the notebooks, the browser and what is marked slow."
+
 export: $(INSTALLED)
 	$(BIN)/python tools/export.py
 
 execute: $(INSTALLED)
 	$(BIN)/python tools/execute.py $(LESSON)
+
+pages: $(INSTALLED)
+	$(BIN)/python tools/page.py $(LESSON)
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --select I --fix --quiet .
@@ -65,7 +75,11 @@ format: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m codespell_lib
 	$(BIN)/python tools/notebook_lint.py
+
+types: $(INSTALLED)
+	$(BIN)/python -m mypy
 
 bench: $(BENCHABLE)
 	$(BIN)/python benchmarks/bench.py
@@ -74,5 +88,5 @@ results: $(BENCHABLE)
 	$(BIN)/python benchmarks/results.py
 
 clean:
-	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find vit_course tests tools benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

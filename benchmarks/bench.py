@@ -257,7 +257,7 @@ def logit_error(family: Family, library: str, precision: str) -> float:
 
 def memory_in_kilobytes(field: str) -> int:
     """VmRSS (now) or VmHWM (the peak) of this process, from Linux's /proc."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
 
@@ -273,7 +273,9 @@ def peak_megabytes(family: Family, library: str, precision: str) -> dict[str, fl
         Megabytes for each kind of work.
     """
     model, images = family.build(library), family.images()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # the peak starts again from what is resident now
     before, peaks = memory_in_kilobytes("VmRSS"), {}
     with PRECISIONS[precision]():
         for work, do in WORK.items():  # from the lighter to the heavier: the peak only grows

@@ -1,7 +1,6 @@
-"""What all tests share: no network, the long notebooks first, and a maker of small lessons to plant defects in."""
+"""What all tests share: no network, the long notebooks first, and a maker of small lessons to damage."""
 
 import os
-import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +8,13 @@ from pathlib import Path
 import nbformat
 import pytest
 from execute import METADATA
+from layout import ATLAS, ROOT, lessons_in
 
-NOTEBOOK = re.compile(r"(\d\d)_\w+\.ipynb")
 HERE = ("127.", "localhost", "::1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Cuts the network for the tests, and by a proxy that is not there for the kernels and programs they start."""
+    """Cut the network for the tests, and by a missing proxy for the kernels and programs that they start."""
     connect = socket.socket.connect
 
     def connect_here(self: socket.socket, address: object) -> None:
@@ -31,20 +30,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts notebooks before tests, and later lessons, which train longest, first: two workers then end at about the same time."""
-
-    def weight(item: pytest.Item) -> int:
-        lesson = NOTEBOOK.fullmatch(item.path.name)
-        return -1 - int(lesson[1]) if lesson and item.path.parent.name != "solutions" else 0
-
-    items.sort(key=weight)
+    """Put lessons before tests, what trains longest first: two workers then end at about the same time."""
+    notebooks = ROOT / "notebooks"
+    longest_first = [*reversed(lessons_in(notebooks)), *lessons_in(notebooks / ATLAS)]
+    order = {path: number for number, path in enumerate(longest_first)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture
 def write_lesson(tmp_path: Path) -> Callable[..., Path]:
-    """Gives a function that writes a small lesson, stored as if it had been run, and returns its path.
+    """Return a function that writes a small lesson, stored as if it had been run, and returns its path.
 
-    Its cells are strings: text, or code that begins with "%%"; ``outputs`` maps the number of a code cell, from one, to its outputs.
+    Its cells are strings: text, or code that begins with "%%". Its ``outputs`` are listed by the number of
+    the code cell, from one.
     """
 
     def write(

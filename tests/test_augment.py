@@ -110,7 +110,7 @@ def test_half_types_lose_no_more_than_their_rounding(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_stay_finite(dtype: torch.dtype) -> None:
-    for seed in range(20):
+    for seed in range(8):
         images = torch.rand(16, 1, 224, 224, generator=draws(seed)).to(dtype)
         assert augment(images, generator=draws(seed)).isfinite().all(), seed
 

@@ -24,7 +24,7 @@ def two_rows() -> results.Table:
 def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
     path = tmp_path / "short.json"
     results.make(two_rows, path, seeds=[0])
-    first = json.loads(path.read_text())["rows"]
+    first = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert [(row["name"], row["seed"]) for row in first] == [(results.PIXELS, 0), ("ViT", 0)]
 
     computed = []
@@ -34,7 +34,7 @@ def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
     )
     results.make(two_rows, path, seeds=[0, 1])
     assert computed == [1]  # seed 0 and the baseline were stored
-    assert json.loads(path.read_text())["rows"][:2] == first
+    assert json.loads(path.read_text(encoding="utf-8"))["rows"][:2] == first
     assert list(tmp_path.iterdir()) == [path]  # no temporary file is left
 
 
@@ -43,7 +43,7 @@ def test_a_row_of_another_recipe_is_computed_again(two_rows, tmp_path):
     results.make(two_rows, path, seeds=[0])
     longer = results.Table("Short", several=(replace(two_rows.several[0], steps=3),))
     results.make(longer, path, seeds=[0])
-    assert [row["recipe"]["steps"] for row in json.loads(path.read_text())["rows"]] == [3]
+    assert [row["recipe"]["steps"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]] == [3]
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr(results, "image_sets", lambda data: (scenes[:200], scenes[200:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["DINO", "EsViT"])
 def test_a_run_without_labels_gives_a_whole_row(few_scenes, method):
     task = results.SelfSupervised("easy", steps=2, method=method)

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from lessons import ROOT
+from layout import ROOT
 from skimage.filters import threshold_otsu
 from support.toy import Toy, add_toy
 from torchvision.utils import save_image
@@ -78,6 +78,7 @@ CHOICES = [
 CHOICES += [("easy", name, "supervised") for name in NETWORKS if name not in {name for _, name, _ in CHOICES}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_every_choice_ends_in_a_table_and_a_page(
     choice: tuple[str, str, str], run: Callable, folder: Path
@@ -105,6 +106,7 @@ def test_every_choice_ends_in_a_table_and_a_page(
     assert all(word in page for row in table.rows for word in row[1:])
 
 
+@pytest.mark.slow
 def test_its_threshold_is_otsu_s(run: Callable) -> None:
     """The cut with the largest variance between its sides, and nearly the mask of scikit-image, which tries
     256 cuts.

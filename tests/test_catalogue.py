@@ -8,7 +8,7 @@ import bench
 import pytest
 import readme
 import torch
-from lessons import ROOT
+from layout import ROOT
 from support import models, objectives
 from support.parity import SAME, relative_error
 from support.toy import FORGETS, Toy, add_toy

@@ -326,7 +326,8 @@ def test_the_page_names_no_host_and_holds_everything(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"https?:|//\w+\.\w", re.sub(r"[A-Za-z0-9+/=]{200,}", "", text))
     folder = Path(package.__file__).parent
-    assert (folder / "explorer.js").read_text() in text and (folder / "explorer.css").read_text() in text
+    for name in ("explorer.js", "explorer.css"):
+        assert (folder / name).read_text(encoding="utf-8") in text
     assert len(text) < 4 / 3 * len(zlib.compress(explorer._data)) + 150_000
 
 

@@ -171,6 +171,10 @@ def message_type(frame: bytes | str) -> str:
     return json.loads(frame[start:end])["msg_type"]
 
 
+# Each needs a browser.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gives the folder that JupyterLab shows, with a notebook in it that was never run."""
@@ -188,7 +192,7 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     # Without it JupyterLab asks whether it may fetch news.
     notification = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     notification.parent.mkdir(parents=True)
-    notification.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    notification.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -209,7 +213,7 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         f"--IdentityProvider.token={TOKEN}",
     ]
     command += ["--LabApp.expose_app_in_browser=True"]
-    with (home / "server.log").open("w") as log:
+    with (home / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         wait_for_server(f"http://localhost:{port}/api", server, home / "server.log")
@@ -232,7 +236,7 @@ def wait_for_server(url: str, server: subprocess.Popen, log: Path) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}")
 
 
 @pytest.fixture(scope="module")

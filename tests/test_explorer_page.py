@@ -30,6 +30,10 @@ ROW = """async ([layer, head, query]) => {
 TIMES = "performance.getEntriesByName('vit-explorer-draw').map(entry => entry.duration)"
 
 
+# Each needs a browser.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Gives a headless Chromium for all tests here."""

@@ -116,6 +116,7 @@ def test_precisions(model: nn.Module, name: str) -> None:
         assert relative_error(double(images().double()).float(), logits) < SAME
 
 
+@pytest.mark.slow
 def test_compiles_in_one_piece(name: str) -> None:
     """The graph is caught without a break; turning it into machine code is PyTorch's part."""
     torch._dynamo.reset()
@@ -134,6 +135,7 @@ def test_exports_with_any_batch_size(name: str) -> None:
 
 def test_backbone_protocol(model: nn.Module, name: str) -> None:
     """forward is forward_features and forward_head; forward_tokens goes on from patch_embed."""
+    assert model.num_prefix_tokens == CASES[name].prefix_tokens
     with torch.no_grad():
         for size in ((16, 16), *CASES[name].sizes):
             batch = images(2, 3, *size)
@@ -147,7 +149,7 @@ def test_backbone_protocol(model: nn.Module, name: str) -> None:
                 features.mean(dim=-1), torch.zeros(features.shape[:2]), atol=1e-5, rtol=0
             )  # normalised
             tokens = model.patch_embed(batch)
-            assert features.shape[1] == model.num_prefix_tokens + tokens.shape[1]
+            assert features.shape[1] == CASES[name].prefix_tokens + tokens.shape[1]
             assert torch.equal(model.forward_tokens(tokens, patch_grid(size, model.patch_size)), features)
 
 
@@ -208,7 +210,7 @@ def test_paths_are_dropped_for_each_sample_by_itself(name: str) -> None:
     copies = images(1, 3, 16, 16).expand(16, -1, -1, -1)
     with torch.no_grad():
         for rate in (0.0, 0.5):
-            logits = CASES[name].build(layer_dropout=rate).train()(copies)
+            logits = together(CASES[name].build(layer_dropout=rate).train()(copies))
             assert (relative_error(logits, logits[:1].expand_as(logits)) > 1e-3) == (rate > 0)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from execute import ExecutionError, execute, normalise, write
-from lesson import build, edit
-from lessons import ROOT, all_notebooks, lesson_paths
+from layout import ATLAS, ROOT, all_notebooks, find_lesson, lesson_paths, lessons_in, within_notebooks
+from lesson_form import needlessly_listed
 from nbformat import NotebookNode
 from notebook_lint import lint
+from page import page
 
 NOTEBOOKS = ROOT / "notebooks"
 PICTURE = {
@@ -25,12 +26,59 @@ FAILURE = {"output_type": "error", "ename": "ValueError", "evalue": "no", "trace
 
 
 def printed(text: str) -> dict:
+    """Make an output of ``print``."""
     return {"output_type": "stream", "name": "stdout", "text": text}
 
 
-def test_lessons_are_numbered_from_zero_without_gaps():
-    numbers = [int(path.stem[:2]) for path in lesson_paths(NOTEBOOKS)]
-    assert numbers and numbers == list(range(len(numbers)))
+def test_lessons_are_numbered_from_zero_and_those_of_the_atlas_from_one_without_gaps():
+    course = [int(path.stem[:2]) for path in lessons_in(NOTEBOOKS)]
+    atlas = [int(path.stem[1]) for path in lessons_in(NOTEBOOKS / ATLAS)]
+    assert course and course == list(range(len(course)))
+    assert atlas == list(range(1, len(atlas) + 1))
+
+
+@pytest.fixture
+def course(write_lesson) -> Path:
+    """Return the folder of a course with two lessons, one of the atlas, and solutions of two of them."""
+    for name in ("10_last", "01_first", "notes", "01_first.fresh"):
+        write_lesson(name, "Text")
+    write_lesson("a1_more", "Text", folder="notebooks/atlas")
+    write_lesson("01_first", "Text", folder="notebooks/solutions")
+    return write_lesson("a1_more", "Text", folder="notebooks/solutions").parent.parent
+
+
+def test_the_course_comes_before_the_atlas_and_both_before_the_solutions(course):
+    assert [within_notebooks(path) for path in lesson_paths(course)] == [
+        "01_first.ipynb",
+        "10_last.ipynb",
+        "atlas/a1_more.ipynb",
+    ]
+    assert [path.relative_to(course).as_posix() for path in all_notebooks(course)[3:]] == [
+        "solutions/01_first.ipynb",
+        "solutions/a1_more.ipynb",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("01", "01_first.ipynb"),
+        ("a1", "atlas/a1_more.ipynb"),
+        ("a1_more", "atlas/a1_more.ipynb"),
+        ("atlas/a1", "atlas/a1_more.ipynb"),
+        ("notebooks/atlas/a1_more.ipynb", "atlas/a1_more.ipynb"),
+        ("solutions/a1", "solutions/a1_more.ipynb"),
+        ("solutions/01", "solutions/01_first.ipynb"),
+    ],
+)
+def test_a_lesson_is_found_by_number_name_or_path(course, wanted, found):
+    assert find_lesson(wanted, course) == course / found
+
+
+@pytest.mark.parametrize("wanted", ["a2", "solutions/10", "notes", ""])
+def test_what_is_no_lesson_is_not_found(course, wanted):
+    with pytest.raises(ValueError, match="no lesson is called .* the lessons are: 01_first, "):
+        find_lesson(wanted, course)
 
 
 @pytest.mark.parametrize("path", all_notebooks(NOTEBOOKS), ids=lambda path: str(path.relative_to(NOTEBOOKS)))
@@ -38,13 +86,20 @@ def test_stored_form(path):
     assert lint(path) == []
 
 
+def test_no_rewritten_lesson_is_on_the_list_of_those_that_are_not():
+    assert needlessly_listed(NOTEBOOKS) == []
+
+
 @pytest.fixture
 def lesson(write_lesson) -> Path:
-    """Gives a lesson without fault, between two neighbours."""
+    """Return a lesson without fault, between two neighbours."""
     write_lesson("00_start_here", "# Start")
     write_lesson("02_attention", "# Attention")
     pairs = [cell for number in range(10) for cell in (f"Sentence {number}.", f"%%x = {number}")]
-    links = "[back](00_start_here.ipynb), [on](02_attention.ipynb#top), [paper](https://arxiv.org/abs/2010.11929), $f[i](x)$"
+    links = (
+        "[back](00_start_here.ipynb), [on](02_attention.ipynb#top), "
+        "[paper](https://arxiv.org/abs/2010.11929), $f[i](x)$"
+    )
     cells = [
         "# 01 · Patching",
         "%%#| default_exp patching",
@@ -59,16 +114,28 @@ def lesson(write_lesson) -> Path:
 
 
 def change(path: Path, defect: Callable[[NotebookNode], object]) -> None:
+    """Damage a stored notebook."""
     notebook = nbformat.read(path, as_version=4)
     defect(notebook)
     nbformat.write(notebook, path)
 
 
+def html(element: str) -> dict:
+    """Make an output that is a picture in HTML."""
+    return {
+        "output_type": "display_data",
+        "data": {"text/html": element, "text/plain": "a line"},
+        "metadata": {},
+    }
+
+
 def set_source(position: int, source: str) -> Callable[[NotebookNode], None]:
+    """Make a defect: another source in the cell at that position."""
     return lambda notebook: notebook.cells[position].update(source=source)
 
 
 def add_output(position: int, output: dict) -> Callable[[NotebookNode], None]:
+    """Make a defect: one more output of the cell at that position."""
     return lambda notebook: notebook.cells[position].outputs.append(nbformat.from_dict(output))
 
 
@@ -124,6 +191,14 @@ DEFECTS = {
         set_source(0, '<img alt="a cat" src="//example.org/cat.png">'),
         "a picture from elsewhere: //example.org",
     ),
+    "a figure in HTML without alt": (
+        add_output(3, html('<p>Look:</p><img src="data:image/png;base64,AAAA">')),
+        "code cell 2 shows a picture without text alternative",
+    ),
+    "a figure in HTML with empty alt": (
+        add_output(3, html('<img alt=" " src="data:image/png;base64,AAAA">')),
+        "code cell 2 shows a picture without text alternative",
+    ),
     "a markdown image without words": (
         set_source(0, "![](cat.png)"),
         "a picture without text alternative: cat.png",
@@ -145,6 +220,18 @@ DEFECTS = {
     "editor metadata": (
         lambda n: n.cells[1].metadata.update(collapsed=True),
         "cell cell-1 has metadata 'collapsed'",
+    ),
+    "other metadata of JupyterLab": (
+        lambda n: n.cells[1].metadata.update(jupyter={"outputs_hidden": True}),
+        "cell cell-1 has metadata 'outputs_hidden': normalise it",
+    ),
+    "a cell that is folded in JupyterLab only": (
+        lambda n: n.cells[1].metadata.update(jupyter={"source_hidden": True}),
+        "cell cell-1 is folded in JupyterLab only: give it the tag hide-input",
+    ),
+    "a cell that is folded on pages only": (
+        lambda n: n.cells[1].metadata.update(tags=["hide-input"]),
+        "cell cell-1 is folded on pages only: give it the metadata source_hidden",
     ),
     "an old format": (
         lambda n: (n.update(nbformat_minor=4), [cell.pop("id") for cell in n.cells]),
@@ -171,9 +258,15 @@ def test_lint_bites(lesson, name):
     assert message in "\n".join(lint(lesson))
 
 
+def test_a_figure_in_html_with_words_and_any_bytes_is_no_fault(lesson):
+    element = """<img alt='He said "up" > down' src="data:image/png;base64,x/home/ada+/tmp/x">"""
+    change(lesson, add_output(3, html(element)))
+    assert lint(lesson) == []
+
+
 def test_lint_says_what_is_no_notebook(tmp_path):
     path = tmp_path / "01_broken.ipynb"
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     assert lint(path)[0].startswith("01_broken.ipynb is not a valid notebook")
 
 
@@ -195,7 +288,7 @@ pictures.show(figure, alt="a line going up")"""
 
 @pytest.fixture
 def run_lesson(write_lesson):
-    """Gives a function that writes a small lesson and stores what it really shows."""
+    """Return a function that writes a small lesson and stores what it really shows."""
 
     def run(name: str, *cells: str) -> Path:
         path = write_lesson(name, *cells)
@@ -209,7 +302,7 @@ def run_lesson(write_lesson):
 
 
 def failures(*paths: Path) -> set[str]:
-    """Re-runs notebooks as `make test` does and returns the names of those that fail."""
+    """Re-run notebooks as `make test` does and return the names of those that fail."""
     options = [
         "-c",
         ROOT / "pyproject.toml",
@@ -223,7 +316,7 @@ def failures(*paths: Path) -> set[str]:
     ]
     command = [sys.executable, "-m", "pytest", *options, *paths]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert result.returncode in (0, 1), result.stdout + result.stderr
     passed = set(re.findall(r"^PASSED \S*?(\w+)\.ipynb::", result.stdout, re.MULTILINE))
     failed = set(re.findall(r"^FAILED \S*?(\w+)\.ipynb::", result.stdout, re.MULTILINE))
@@ -231,8 +324,14 @@ def failures(*paths: Path) -> set[str]:
     return failed
 
 
+@pytest.mark.slow
 def test_running_again_bites(write_lesson, run_lesson):
-    good = run_lesson("01_good", FIGURE, "%%print(1 + 1)", "%%print(object(), '300x300')")
+    drawn = html('<img alt="a line going up" src="data:image/png;base64,AAAA">')
+    drawn["data"]["text/plain"] = "a line going up"
+    good = [
+        run_lesson("01_good", FIGURE, "%%print(1 + 1)", "%%print(object(), '300x300')"),
+        write_lesson("09_drawn_elsewhere", FIGURE, outputs={1: [drawn]}),
+    ]
     bad = [
         write_lesson("02_wrong_number", "%%print(1 + 1)", outputs={1: [printed("3\n")]}),
         write_lesson("03_figure_lost", "%%figure = 1", outputs={1: [PICTURE]}),
@@ -243,15 +342,16 @@ def test_running_again_bites(write_lesson, run_lesson):
         write_lesson("08_raises_no_more", "%%print(1)", outputs={1: [FAILURE]}),
     ]
     change(bad[-1], lambda notebook: notebook.cells[0].metadata.update(tags=["raises-exception"]))
-    assert failures(good, *bad) == {path.stem for path in bad}
+    assert failures(*good, *bad) == {path.stem for path in bad}
 
 
 def test_a_figure_is_stored_with_its_words(run_lesson):
     path = run_lesson("01_figure", FIGURE)
     (output,) = nbformat.read(path, as_version=4).cells[0].outputs
-    assert output.metadata == {"image/png": {"alt": "a line going up"}}
     assert output.data["text/plain"] == "a line going up"
-    assert set(output.data) == {"image/png", "text/plain"} and len(output.data["image/png"]) > 500
+    assert re.fullmatch(
+        r'<img alt="a line going up" src="data:image/png;base64,.{500,}">', output.data["text/html"]
+    )
 
 
 def test_what_is_stored_holds_nothing_of_the_machine(run_lesson):
@@ -284,26 +384,23 @@ def test_a_failing_cell_is_named(write_lesson, source, tags):
         execute(nbformat.read(path, as_version=4), path)
 
 
-def test_a_lesson_goes_to_text_and_back(write_lesson, tmp_path):
-    path = write_lesson("01_text", "# Title", "%%x = 1", "Text", "%%print(x)")
-    change(path, lambda notebook: notebook.cells[3].metadata.update(tags=["nbval-ignore-output"]))
-    view = edit("01", path.parent)
-    with pytest.raises(FileExistsError, match="01_text.py is there already"):
-        edit("01", path.parent)
-    view.write_text(view.read_text().replace("x = 1", "x = 1+1"))
-    assert build("01", path.parent) == path
-    notebook = nbformat.read(path, as_version=4)
-    assert [cell.id for cell in notebook.cells] == [f"cell-{position}" for position in range(4)]
-    assert notebook.cells[1].source == "x = 1 + 1" and notebook.cells[3].metadata == {
-        "tags": ["nbval-ignore-output"]
-    }
-    assert notebook.cells[3].outputs[0].text == "2\n"
+FOLDED = {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}
 
-    stored = path.read_bytes()
-    view.write_text(view.read_text().replace("x = 1+1", "x = 1/0"))
-    with pytest.raises(ExecutionError, match="ZeroDivisionError"):
-        build("01", path.parent)
-    assert path.read_bytes() == stored and sorted(file.name for file in path.parent.iterdir()) == [
-        "01_text.ipynb",
-        "01_text.py",
-    ]
+
+def test_what_folds_a_cell_is_kept_and_the_rest_of_its_metadata_is_not(write_lesson):
+    path = write_lesson("01_folded", "Text", "%%x = 1", "%%x")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata = nbformat.from_dict({**FOLDED, "collapsed": True})
+    notebook.cells[1].metadata.jupyter.outputs_hidden = True
+    notebook.cells[2].metadata = nbformat.from_dict({"jupyter": {"source_hidden": False}})
+    normalise(notebook)
+    assert [cell.metadata for cell in notebook.cells] == [{}, FOLDED, {}]
+
+
+def test_a_folded_cell_is_folded_on_a_page_and_opens_with_a_click(write_lesson, tmp_path):
+    path = write_lesson("01_folded", "Text", "%%shown = 1", "%%folded = 2", outputs={2: [printed("result")]})
+    change(path, lambda notebook: notebook.cells[2].metadata.update(FOLDED))
+    text = page(path, tmp_path / "pages").read_text(encoding="utf-8")
+    (details,) = re.findall(r"<details>.*?</details>", text, re.DOTALL)
+    assert "folded" in details and "shown" not in details and "result" not in details
+    assert "shown" in text and "result" in text

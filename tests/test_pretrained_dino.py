@@ -118,7 +118,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "there is no such file"),
     "folder": (Path.mkdir, "it is a folder"),
     "empty": (Path.touch, "it is empty"),
-    "text": (lambda path: path.write_text("hello, world"), "it begins with b'hello, world'"),
+    "text": (lambda path: path.write_bytes(b"hello, world"), "it begins with b'hello, world'"),
     "half a pickle": (lambda path: path.write_bytes(b"\x80\x02"), r"it begins with b'\\x80\\x02' \(EOFError"),
     "zip": (zip_of_text, r"it begins with b'PK"),
     "cut off": (cut_off, r"it begins with b'PK.*zip archive"),
@@ -148,7 +148,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "longish images": (saved(with_shape("pos_embed", 1, 9, 128)), "size mismatch for pos_embed"),
     "no patches": (saved(with_shape("patch_embed.proj.weight", 128, 3, 0, 0)), "at least 1"),
     "values": (saved(backbone() | {"blocks.0.norm1.bias": 3}), "blocks.0.norm1.bias"),
-    "text for safetensors": (lambda path: path.with_suffix(".safetensors").write_text("hello"), "b'hello'"),
+    "text for safetensors": (lambda path: path.with_suffix(".safetensors").write_bytes(b"hello"), "b'hello'"),
 }
 
 

@@ -4,7 +4,7 @@ import os
 import re
 
 import pytest
-from lessons import ROOT
+from layout import ROOT
 from readme import README, with_tables
 
 
@@ -29,7 +29,7 @@ def test_its_python_runs(readme, tmp_path, monkeypatch):
 def test_its_make_targets_exist(readme):
     named = set(re.findall(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z]+)", readme, re.MULTILINE))
     assert {"lab", "test"} <= named
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert named <= targets, (
         f"the README names make {', '.join(sorted(named - targets))}, which the Makefile lacks"
     )

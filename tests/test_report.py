@@ -55,6 +55,7 @@ def test_a_row_of_another_length_is_refused() -> None:
         Table(("", "kNN"), [("a", "b"), ("a", "b", "c")])
 
 
+@pytest.mark.slow
 def test_the_page_shows_everything_from_disk_without_a_network(
     tmp_path: Path, figure: Figure, explorer: AttentionExplorer
 ) -> None:

@@ -70,7 +70,7 @@ def test_callbacks_are_called_at_their_moments() -> None:
     assert [group["is_decayed"] for group in seen[0].optimizer.param_groups] == [True, False]
 
 
-def test_callbacks_hear_of_the_end_of_a_failed_run() -> None:
+def test_on_end_comes_after_a_failed_run_too() -> None:
     recorder = Recorder()
     with pytest.raises(Stop):
         run(small_vit(), callbacks=(recorder,), after_step=stop_at(1))

@@ -81,7 +81,7 @@ def test_evaluate_does_not_count_nan() -> None:
 
 def test_evaluate_counts() -> None:
     class Fixed(nn.Module):
-        """The first pixel is the class that is predicted; there are no parameters; checks how it is called."""
+        """The first pixel is the class that is predicted; checks how it is called; has no parameters."""
 
         def forward(self, pixels: Tensor) -> Tensor:
             assert not self.training and not torch.is_grad_enabled()

@@ -15,6 +15,7 @@ from support.training import (
     CentredLoss,
     Stop,
     cross_entropy,
+    drawn,
     run,
     same,
     small_vit,
@@ -313,11 +314,29 @@ def test_a_full_disk_is_named_and_leaves_no_part(when: int, tmp_path: Path) -> N
         assert torch.load(path, weights_only=True)["step"] == 6
 
 
+def test_a_file_too_large_is_named_and_leaves_no_part(tmp_path: Path) -> None:
+    """Here torch notices before the file is closed, and speaks of positions."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(step: int) -> None:
+        if step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    try:
+        with pytest.raises(OSError, match="step 6 could not be written.*File too large"):
+            run(small_vit(dim=64), checkpoint=tmp_path / "run.pt", checkpoint_every=1, after_step=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+    assert torch.load(tmp_path / "run.pt", weights_only=True)["step"] == 6
+
+
 # ---- the stream
 
 
 @pytest.mark.parametrize("stop", [1, 7])
-@pytest.mark.parametrize("kind", ["shuffle", "sampler", "batch sampler", "dataset"])
+@pytest.mark.parametrize("kind", ["shuffle", "sampler", "batch sampler", "dataset", "function"])
 def test_a_generator_of_the_loader_is_set_back(kind: str, stop: int, tmp_path: Path) -> None:
     """Stopped and resumed in one session, with one loader whose generator has moved."""
 
@@ -330,7 +349,14 @@ def test_a_generator_of_the_loader_is_set_back(kind: str, stop: int, tmp_path: P
             pixels, label = super().__getitem__(index)
             return pixels + torch.randn(pixels.shape, generator=self.generator), label
 
-    def loader() -> DataLoader:
+    class OwnDraws:
+        def __init__(self, generator: torch.Generator) -> None:
+            self.generator = generator
+
+        def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return drawn(self.generator)
+
+    def loader() -> Callable | DataLoader:
         generator = torch.Generator().manual_seed(3)
         images = TensorDataset(PIXELS, LABELS)
         sampler = WeightedRandomSampler(torch.arange(40) + 1.0, 40, generator=generator)
@@ -341,6 +367,7 @@ def test_a_generator_of_the_loader_is_set_back(kind: str, stop: int, tmp_path: P
                 images, batch_sampler=BatchSampler(sampler, 8, drop_last=True)
             ),
             "dataset": lambda: DataLoader(OwnNoise(generator), batch_size=8),
+            "function": lambda: OwnDraws(generator),
         }[kind]()
 
     straight, resumed, path, batches = small_vit(), small_vit(seed=3), tmp_path / "run.pt", loader()

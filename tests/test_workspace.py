@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from lessons import ROOT
+from layout import ROOT
 from support.links import link
 from workspace import copy_missing, fresh_copy
 

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import nbformat
-from lessons import ROOT, all_notebooks, find_lesson
+from layout import ROOT, all_notebooks, find_lesson
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from shell import print_any_character
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 METADATA = {
@@ -31,10 +32,16 @@ class ExecutionError(RuntimeError):
 
 
 def execute(notebook: NotebookNode, path: Path, timeout: int = 600) -> None:
-    """Runs all cells of ``notebook`` in a new kernel, in the folder of ``path``, and keeps their outputs in place.
+    """Run all cells of a notebook in a new kernel and keep their outputs in place.
 
-    timeout: the longest time for one cell, in seconds.
-    Raises ExecutionError for a cell that fails, is too slow or kills the kernel, and for one tagged raises-exception that raises nothing.
+    Args:
+        notebook: the notebook.
+        path: where it stands; its cells run in that folder.
+        timeout: the longest time for one cell, in seconds.
+
+    Raises:
+        ExecutionError: a cell fails, is too slow or kills the kernel, or is tagged raises-exception and
+            raises nothing.
     """
     folder = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(
@@ -66,15 +73,16 @@ def execute(notebook: NotebookNode, path: Path, timeout: int = 600) -> None:
 
 
 def normalise(notebook: NotebookNode) -> None:
-    """Brings a notebook into its stored form, in place: nothing in it that a machine, a moment or an editor put there.
+    """Bring a notebook into its stored form, in place, without traces of a machine, a moment or an editor.
 
-    Kept are sources, tags, execution counts, outputs and their metadata (the text alternatives of pictures). Dropped are all other
-    metadata, widgets (they need a kernel) and the tracebacks of deliberate errors, which hold paths: their last line stays.
+    Kept are sources, tags, what folds a cell, execution counts, outputs and their metadata (the text
+    alternatives of pictures). Dropped are all other metadata, widgets (they need a kernel) and the tracebacks
+    of deliberate errors, which hold paths: their last line stays.
     """
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.metadata = NotebookNode(METADATA)
     for cell in notebook.cells:
-        cell.metadata = NotebookNode({"tags": cell.metadata.tags} if cell.metadata.get("tags") else {})
+        cell.metadata = kept_metadata(cell)
         for output in cell.get("outputs", []):
             if output.output_type == "error":
                 output.traceback = [f"{output.ename}: {output.evalue}"]
@@ -84,8 +92,22 @@ def normalise(notebook: NotebookNode) -> None:
             cell.outputs = [output for output in cell.outputs if output.get("data", True)]
 
 
+def kept_metadata(cell: NotebookNode) -> NotebookNode:
+    """Return what of a cell's metadata is the author's: its tags, and whether JupyterLab folds its source."""
+    kept = {}
+    if cell.metadata.get("tags"):
+        kept["tags"] = cell.metadata.tags
+    if cell.metadata.get("jupyter", {}).get("source_hidden"):
+        kept["jupyter"] = {"source_hidden": True}
+    return nbformat.from_dict(kept)
+
+
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Writes a valid notebook whole or not at all; raises nbformat.ValidationError for one that is not valid."""
+    """Write a notebook whole or not at all.
+
+    Raises:
+        nbformat.ValidationError: it is not valid.
+    """
     nbformat.validate(notebook)
     partial = path.with_name(f".{path.name}.part")
     nbformat.write(notebook, partial)
@@ -93,6 +115,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def main() -> int:
+    print_any_character()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -4,7 +4,7 @@ them.
 python tools/readme.py    # writes them into README.md; tests/test_readme.py holds README.md to them
 """
 
-from lessons import ROOT
+from layout import ROOT
 
 from vit_course.lab import catalogue
 from vit_course.lab.catalogue import Reservation, Row

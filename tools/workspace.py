@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lessons import ROOT, all_notebooks, find_lesson
+from layout import ROOT, all_notebooks, find_lesson
 
 
 def copy_missing(notebooks: Path, work: Path) -> list[Path]:

@@ -52,6 +52,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> tuple[Te
         ValueError: where the shapes do not fit.
 
     Source: Vaswani et al. 2017, equation 1.
+
+    Built in lesson 02.
     """
     for name, tensor, axes in (("q", q, "b h i k"), ("k", k, "b h j k"), ("v", v, "b h j d")):
         require_floats(name, tensor, axes)
@@ -68,6 +70,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> tuple[Tenso
     """What `attention` computes, without its checks: for layers inside a model that has checked its input.
 
     Args, Returns and Source as for `attention`.
+
+    Built in lesson 02.
     """
     # Scaling the queries instead of the scores is the same product with fewer numbers to multiply.
     weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
@@ -77,7 +81,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> tuple[Tenso
 # torch.compile and torch.export cannot look at the setting, and would stop here
 @torch.compiler.assume_constant_result
 def matmul_precision() -> str:
-    """The `torch.set_float32_matmul_precision` in force."""
+    """The `torch.set_float32_matmul_precision` in force.
+
+    Built in lesson 02.
+    """
     return torch.get_float32_matmul_precision()
 
 
@@ -90,6 +97,8 @@ def fused_is_faster(q: Tensor) -> bool:
 
     Args:
         q: queries (b, h, i, k).
+
+    Built in lesson 02.
     """
     if q.device.type != "cpu" or q.shape[-2] >= 768:
         return True
@@ -110,6 +119,8 @@ class HeadedAttention(nn.Module):
     Raises:
         TypeError: for sizes that are no whole numbers.
         ValueError: for sizes below one, and where the heads do not divide the width.
+
+    Built in lesson 02.
     """
 
     kind = "global"
@@ -152,6 +163,8 @@ class MultiHeadAttention(HeadedAttention):
     Shape: tokens (b, n, d) -> (b, n, d).
 
     Source: Vaswani et al. 2017, section 3.2.2.
+
+    Built in lesson 02.
     """
 
     def __init__(self, *, dim: int, heads: int, dim_head: int | None = None, dropout: float = 0.0) -> None:
@@ -182,6 +195,8 @@ class AttentionLayer:
         num_prefix_tokens: class tokens that stand before the patches among the keys.
         name: the layer's name in the model.
         members: for windows, (window, token) -> cell of the grid in reading order.
+
+    Built in lesson 02.
     """
 
     weights: Tensor
@@ -199,6 +214,8 @@ class AttentionRecord:
 
     Raises:
         ValueError: as long as there was no forward pass.
+
+    Built in lesson 02.
     """
 
     def __init__(self) -> None:
@@ -305,6 +322,8 @@ def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
     Raises:
         TypeError: for anything but a module.
         ValueError: for a model without such a layer, or one that is being recorded already.
+
+    Built in lesson 02.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
@@ -355,6 +374,8 @@ def rollout(record: Iterable[AttentionLayer]) -> Tensor:
         ValueError: unless there are 'global' layers, all with the same number of tokens.
 
     Source: Abnar and Zuidema 2020, "Quantifying attention flow".
+
+    Built in lesson 02.
     """
     record = list(record)
     if not all(hasattr(layer, "weights") and hasattr(layer, "kind") for layer in record):

@@ -41,6 +41,8 @@ class LayerScale(nn.Module):
         TypeError, ValueError: for another width and for a negative init.
 
     Source: Touvron et al. 2021, section 2.
+
+    Built in lesson 05.
     """
 
     def __init__(self, dim: int, init: float) -> None:
@@ -60,6 +62,8 @@ def layer_scale_init(depth: int) -> float:
         depth: number of layers of the model; 0.1 is for up to 18, 1e-5 for up to 24, 1e-6 for more.
 
     Source: Touvron et al. 2021, section 2.
+
+    Built in lesson 05.
     """
     require_at_least(1, depth=depth)
     if depth <= 18:
@@ -79,6 +83,8 @@ def mix_heads(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (b, g, queries, keys).
 
     Source: Shazeer et al. 2020.
+
+    Built in lesson 05.
     """
     flat = rearrange(maps, "b h i j -> b h (i j)")
     # One product per sample that adds the bias on its way: no axis has to be moved, no map is copied.
@@ -93,6 +99,8 @@ class TalkingHeadsAttention(MultiHeadAttention):
     MultiHeadAttention.
 
     Source: Shazeer et al. 2020, as in CaiT (Touvron et al. 2021).
+
+    Built in lesson 05.
     """
 
     def __init__(self, *, dim: int, heads: int, dim_head: int | None = None, dropout: float = 0.0) -> None:
@@ -121,6 +129,8 @@ class ClassAttention(HeadedAttention):
     Shape: tokens (b, 1 + n, d), the class token first -> what the class token takes up (b, 1, d).
 
     Source: Touvron et al. 2021, section 3.
+
+    Built in lesson 05.
     """
 
     kind = "class"
@@ -153,6 +163,8 @@ class LayerScaleBlock(nn.Module):
     Shape: tokens (b, n, d) -> (b, n, d).
 
     Source: Touvron et al. 2021, section 2.
+
+    Built in lesson 05.
     """
 
     def __init__(
@@ -192,6 +204,8 @@ class ClassAttentionBlock(nn.Module):
     Shape: tokens (b, 1 + n, d), the class token first -> (b, 1 + n, d).
 
     Source: Touvron et al. 2021, section 3.
+
+    Built in lesson 05.
     """
 
     def __init__(
@@ -229,6 +243,8 @@ class CaiT(Backbone):
         dropout, emb_dropout: shares dropped in training, in the first stage and after the positions.
         layer_dropout: share of the samples that lose a branch in training, the same in every layer of the
             first stage; as in the paper's code, nothing is dropped in the second.
+        patch_embedding: any module that turns images into one token for each patch of patch_size pixels, in
+            the place of PatchEmbedding.
 
     Shape: images (b, c, h, w) -> logits (b, num_classes). Other image sizes that patches fill are welcome:
     the positions are resized.
@@ -237,6 +253,8 @@ class CaiT(Backbone):
         TypeError, ValueError: for sizes that do not fit.
 
     Source: Touvron et al. 2021.
+
+    Built in lesson 05.
     """
 
     def __init__(
@@ -255,6 +273,7 @@ class CaiT(Backbone):
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
         layer_dropout: float = 0.0,
+        patch_embedding: nn.Module | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -263,6 +282,7 @@ class CaiT(Backbone):
             dim=dim,
             channels=channels,
             emb_dropout=emb_dropout,
+            patch_embedding=patch_embedding,
         )
         require_at_least(1, depth=depth, cls_depth=cls_depth, mlp_dim=mlp_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), dim).normal_(std=0.02))

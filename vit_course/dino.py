@@ -1,33 +1,42 @@
 """DINO.
 
-How can a model learn what is in a picture when nobody tells it, and why does it not simply say the same of every
-picture?
+How can a model learn what is in a picture when nobody tells it, and why does it not simply say the same of
+every picture?
 
 Made from notebooks/10_dino.ipynb by `make export`: read and edit the lesson, not this file.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
+from types import SimpleNamespace
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vit_course.patching import require_at_least, require_between, require_floats, require_images
-from vit_course.training import augment, cosine_schedule
+from vit_course.training import Run, augment, cosine_schedule
+from vit_course.vit import Backbone, require_backbone
 
 __all__ = [
     "MultiCrop",
     "batch_by_size",
     "DINOHead",
+    "MultiCropWrapper",
     "DINO",
+    "require_temperatures",
     "dino_loss",
+    "require_finite",
     "DINOLoss",
     "uniformity",
     "SelfDistillation",
+    "DINOSchedule",
     "dino_schedules",
 ]
 
@@ -56,31 +65,63 @@ def _recolour(images: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.lerp(images, blurred, is_blurred) + noise.to(images)
 
 
+def _require_pairs(low: float, high: float, **pairs: tuple[float, float]) -> None:
+    """Raise a TypeError or ValueError unless each is a pair of numbers in low … high."""
+    for name, pair in pairs.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"{name} must be a pair of numbers, got {pair!r}")
+        for number in pair:
+            require_between(low, high, **{name: number})
+
+
 class MultiCrop:
-    """Several views of every image: two global crops that show most of it, and local crops that show a part
-    (Caron et al. 2021, section 3.1).
+    """Several views of every image: two global crops that show most of it, and local crops that show a part.
 
     Every view of every image has its own draw: place, shape and size of the crop, turn, mirroring and
     colours.
 
-    global_size, local_size: sides of the crops in pixels. local_crops: how many local crops. global_scale,
-    local_scale: smallest and largest share of the area that a crop shows. rotation: largest turn in degrees,
-    either way. flip: mirror half of the views. recolour: change colours, light and sharpness too, for
-    pictures of 3 channels that are centred on 0 (`normalise`).
+    Args:
+        global_size: side of the global crops, in pixels.
+        local_size: side of the local crops, in pixels.
+        local_crops: how many local crops.
+        global_scale: smallest and largest share of the area that a global crop shows.
+        local_scale: the same of a local crop.
+        rotation: largest turn in degrees, either way.
+        flip: mirror half of the views.
+        recolour: change colours, light and sharpness too, for pictures of 3 channels that are centred on 0
+            (`normalise`).
 
-    Called with images (b, c, h, w) and, where the draws must be repeatable, a torch.Generator, it gives a
-    list of 2 + local_crops tensors, (b, c, global_size, global_size) twice, then (b, c, local_size,
-    local_size).
-    Raises ValueError or TypeError for arguments that do not fit. Built in lesson 10.
+    Shape: images (b, c, h, w) and, where the draws must be repeatable, a torch.Generator -> a list of
+    2 + local_crops tensors, (b, c, global_size, global_size) twice, then (b, c, local_size, local_size).
+
+    Raises:
+        ValueError: for sizes, scales and turns out of range, and for images that do not fit.
+        TypeError: for arguments of another kind.
+
+    Source: Caron et al. 2021, section 3.1.
+
+    Built in lesson 10.
     """
 
     def __init__(
-        self, global_size: int = 224, local_size: int = 96, local_crops: int = 8, *,
-        global_scale: tuple[float, float] = (0.4, 1.0), local_scale: tuple[float, float] = (0.05, 0.4),
-        rotation: float = 0.0, flip: bool = True, recolour: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        global_size: int = 224,
+        local_size: int = 96,
+        local_crops: int = 8,
+        *,
+        global_scale: tuple[float, float] = (0.4, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.4),
+        rotation: float = 0.0,
+        flip: bool = True,
+        recolour: bool = True,
+    ) -> None:
         require_at_least(1, global_size=global_size, local_size=local_size)
         require_at_least(0, local_crops=local_crops)
+        require_between(0, 360, rotation=rotation)
+        for name, scale in {"global_scale": global_scale, "local_scale": local_scale}.items():
+            _require_pairs(0, 1, **{name: scale})
+            if not 0 < scale[0] <= scale[1]:
+                raise ValueError(f"{name} must be two shares 0 < smallest <= largest <= 1, got {scale}")
         self.views = [(global_size, global_scale)] * 2 + [(local_size, local_scale)] * local_crops
         self.rotation, self.flip, self.recolour = rotation, flip, recolour
 
@@ -99,9 +140,17 @@ def batch_by_size(crops: Sequence[Tensor]) -> list[Tensor]:
     """Crops that follow each other and have one size, put into one batch: a network then runs once for each
     size, and the order stays.
 
-    crops: v tensors (b, c, h, w), h and w their own. Returns tensors (views · b, c, h, w), as many as there
-    are runs of one size. Raises ValueError or TypeError where the crops are not of the same b images. Built
-    in lesson 10.
+    Args:
+        crops: v tensors (b, c, h, w), h and w their own.
+
+    Returns:
+        Tensors (views · b, c, h, w), as many as there are runs of one size.
+
+    Raises:
+        ValueError: where the crops are not of the same b images.
+        TypeError: for anything but a list of image tensors.
+
+    Built in lesson 10.
     """
     if not isinstance(crops, list | tuple) or not crops:
         raise TypeError(f"crops must be a list of image tensors, one for each view, got {crops!r}"[:200])
@@ -115,111 +164,168 @@ def batch_by_size(crops: Sequence[Tensor]) -> list[Tensor]:
 
 
 class DINOHead(nn.Module):
-    """From features to logits over K prototypes (Caron et al. 2021, section 3.1, and the projection head of
-    its appendix C). Built in lesson 10.
+    """From features to logits over K prototypes.
 
     Three linear layers with a GELU after the first and the second, none after the third; the result is scaled
     to length 1; then its cosine with each of K prototypes: a linear layer without bias whose rows have length
     1 too. So every logit is in -1 … 1.
 
-    in_dim: width d of the features. out_dim: K. hidden_dim, bottleneck_dim: widths of the first two layers
-    and of the third. batch_norm: a BatchNorm before each GELU, which the paper has none of for ViTs; it takes
-    mean and variance from the batch at hand, two rows or more, in the teacher and in evaluation mode too.
     The layers start as PyTorch's do: the normal distribution of width 0.02 of the paper's code, made for
     layers of 2048, stalled narrow heads.
 
-    Features (…, d) -> logits (…, K). Raises ValueError for features of another width.
+    Args:
+        in_dim: width d of the features.
+        out_dim: K, the number of prototypes.
+        hidden_dim: width of the first two layers.
+        bottleneck_dim: width of the third.
+        batch_norm: a BatchNorm before each GELU, which the paper has none of for ViTs. It takes mean and
+            variance from the batch at hand, two rows or more, in the teacher and in evaluation mode too.
+
+    Shape: features (…, d) -> logits (…, K).
+
+    Raises:
+        ValueError: for sizes below 1, and for features of another width.
+
+    Source: Caron et al. 2021, section 3.1, and the projection head of its appendix C.
+
+    Built in lesson 10.
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, batch_norm: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         require_at_least(
             1, in_dim=in_dim, out_dim=out_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim
         )
-        layers: list[nn.Module] = []
-        for width_in in (in_dim, hidden_dim):
-            layers += [
-                nn.Linear(width_in, hidden_dim),
-                *([nn.BatchNorm1d(hidden_dim, track_running_stats=False)] if batch_norm else []),
-                nn.GELU(),
-            ]
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, bottleneck_dim))
+
+        def hidden_layer(width: int) -> list[nn.Module]:
+            norm = [nn.BatchNorm1d(hidden_dim, track_running_stats=False)] if batch_norm else []
+            return [nn.Linear(width, hidden_dim), *norm, nn.GELU()]
+
+        self.in_dim = in_dim
+        self.mlp = nn.Sequential(
+            *hidden_layer(in_dim), *hidden_layer(hidden_dim), nn.Linear(hidden_dim, bottleneck_dim)
+        )
         self.prototypes = nn.Linear(bottleneck_dim, out_dim, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        in_dim = self.mlp[0].in_features
-        if features.shape[-1] != in_dim:
-            raise ValueError(f"this head takes features of width {in_dim}, got shape {tuple(features.shape)}")
-        bottleneck = F.normalize(self.mlp(features.reshape(-1, in_dim)), dim=-1)
+        if features.shape[-1] != self.in_dim:
+            raise ValueError(
+                f"this head takes features of width {self.in_dim}, got shape {tuple(features.shape)}"
+            )
+        bottleneck = F.normalize(self.mlp(features.reshape(-1, self.in_dim)), dim=-1)
         logits = F.linear(bottleneck, F.normalize(self.prototypes.weight, dim=-1))
         return logits.reshape(*features.shape[:-1], -1)
 
 
-class _Network(nn.Module):
-    """A backbone and a head: crops -> logits (v, b, k)."""
+class MultiCropWrapper(nn.Module):
+    """A backbone and a head, run once for each size of crops; the name is that of the authors' code.
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    Args:
+        backbone: images -> pooled features (b, num_features).
+        head: features (…, num_features) -> logits (…, k).
+
+    Shape: crops, v tensors (b, c, h, w) -> logits (v, b, k).
+
+    Raises:
+        ValueError: for crops that the backbone refuses, naming their size, and for one that gives other than
+            pooled features.
+
+    Built in lesson 10.
+    """
+
+    def __init__(self, backbone: Backbone, head: DINOHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features (b, d) of crops of one size."""
-        height, width = images.shape[-2:]
+    def run(self, part: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """What a part of the backbone gives for crops of one size, which is named if they are refused."""
         try:
-            features = self.backbone(images)
+            return part(images)
         except ValueError as error:
+            height, width = images.shape[-2:]
             raise ValueError(f"the backbone refuses crops of {height} × {width} pixels: {error}") from error
-        if features.shape != (images.shape[0], self.backbone.num_features):
+
+    def require_pooled(self, features: Tensor, images: Tensor) -> Tensor:
+        """The features, if they are pooled ones (b, num_features) of these images."""
+        width = self.backbone.num_features
+        if features.shape != (images.shape[0], width):
             raise ValueError(
-                f"the backbone must give pooled features (b, {self.backbone.num_features}), got {tuple(features.shape)}: build it "
-                "with num_classes=0"
+                f"the backbone must give pooled features (b, {width}), got {tuple(features.shape)}: "
+                "build it with num_classes=0"
             )
         return features
 
-    def forward(self, crops: Sequence[Tensor]) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features (b, d) of crops of one size (b, c, h, w)."""
+        return self.require_pooled(self.run(self.backbone, images), images)
+
+    def forward(self, crops: Sequence[Tensor]) -> Any:
         logits = self.head(torch.cat([self.features(batch) for batch in batch_by_size(crops)]))
         return logits.unflatten(0, (len(crops), -1))
 
 
 class DINO(nn.Module):
-    """Self-distillation with no labels: a student learns to say what its own slow copy, the teacher, says of
-    another view (Caron et al. 2021). Built in lesson 10.
+    """Self-distillation with no labels: a student learns to give the answers that its own slow copy, the
+    teacher, gives for another view.
 
     The teacher starts as a copy of the student, gets no gradients and is always in evaluation mode;
-    `update_teacher` moves it.
+    `update_teacher` moves it. `backbone` is the teacher's, the one to keep.
 
-    backbone: any model of the backbone protocol with num_classes=0, images -> pooled features (b,
-    num_features); it becomes the student's. out_dim, hidden_dim, bottleneck_dim, batch_norm: as for DINOHead.
+    Args:
+        backbone: any model of the backbone protocol with num_classes=0, images -> pooled features (b,
+            num_features); it becomes the student's.
+        out_dim: K, the number of prototypes.
+        hidden_dim: as for DINOHead.
+        bottleneck_dim: as for DINOHead.
+        batch_norm: as for DINOHead.
 
-    Called with crops, the two global ones first, v tensors (b, c, h, w), it gives the student's logits of all
-    views (v, b, k) and the teacher's of the two global ones (2, b, k). `backbone` is the teacher's, the one
-    to keep.
-    Raises ValueError or TypeError for a backbone or crops that do not fit.
+    Shape: crops, the two global ones first, v tensors (b, c, h, w) -> the student's logits of all views
+    (v, b, k) and the teacher's of the two global ones (2, b, k).
+
+    Raises:
+        ValueError: for sizes or crops that do not fit.
+        TypeError: for a backbone or crops of another kind.
+
+    Source: Caron et al. 2021, section 3.1 and algorithm 1.
+
+    Built in lesson 10.
     """
 
     def __init__(
-        self, backbone: nn.Module, out_dim: int = 65536, hidden_dim: int = 2048, bottleneck_dim: int = 256,
+        self,
+        backbone: Backbone,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
         batch_norm: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        if not isinstance(backbone, nn.Module) or not hasattr(backbone, "num_features"):
-            raise TypeError(
-                f"backbone must be a model with num_features (lab.pretrained.adapt makes one), got {backbone!r}"[
-                    :200
-                ]
-            )
-        head = DINOHead(backbone.num_features, out_dim, hidden_dim, bottleneck_dim, batch_norm)
-        self.student = _Network(backbone, head)
+        require_backbone("backbone", backbone, "num_features")
+
+        def make_head() -> DINOHead:
+            return DINOHead(backbone.num_features, out_dim, hidden_dim, bottleneck_dim, batch_norm)
+
+        self.student = self.make_network(backbone, make_head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self._averages: dict[str, Tensor] = {}
+
+    def make_network(self, backbone: Backbone, make_head: Callable[[], DINOHead]) -> MultiCropWrapper:
+        """The student; its teacher is a copy of it."""
+        return MultiCropWrapper(backbone, make_head())
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         """The teacher's backbone."""
         return self.teacher.backbone
 
-    def train(self, mode: bool = True) -> "DINO":
+    def train(self, mode: bool = True) -> Self:
         """Training mode for the student, never for the teacher: it has no dropout, and its backbone no batch
         statistics of its own.
         """
@@ -227,69 +333,139 @@ class DINO(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, crops: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, crops: Sequence[Tensor]) -> tuple[Any, Any]:
         if len(crops) < 2:
             raise ValueError(
                 f"DINO compares views of an image: it needs two global crops or more, got {len(crops)}"
             )
         with torch.no_grad():  # first, while no activations of the student wait for their gradient
-            teacher_logits = self.teacher(crops[:2])
-        return self.student(crops), teacher_logits
+            of_teacher = self.teacher(crops[:2])
+        return self.student(crops), of_teacher
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """teacher <- momentum · teacher + (1 - momentum) · student: every weight, and every buffer such as
-        BatchNorm's statistics.
+        BatchNorm's statistics. Call it after the optimiser's step.
 
-        Call it after the optimiser's step. Raises ValueError for a momentum outside 0 … 1.
+        The average is kept in float32 at least, also where the teacher's weights are bfloat16 or float16.
+
+        Args:
+            momentum: share of the old teacher in the new one.
+
+        Raises:
+            ValueError: for a momentum outside 0 … 1.
         """
         require_between(0, 1, momentum=momentum)
         student, teacher = (
-            chain(network.parameters(), network.buffers()) for network in (self.student, self.teacher)
+            dict(chain(network.named_parameters(), network.named_buffers()))
+            for network in (self.student, self.teacher)
         )
-        for theirs, own in zip(student, teacher, strict=True):
+        for name, own in teacher.items():
             if own.is_floating_point():
-                own.lerp_(theirs, 1 - momentum)
+                average = self._average(name, own)
+                average.lerp_(student[name].to(average.dtype), 1 - momentum)
+                own.copy_(average)
             else:  # a counter
-                own.copy_(theirs)
+                own.copy_(student[name])
+
+    def _average(self, name: str, own: Tensor) -> Tensor:
+        """A tensor of the teacher, or in its place the float32 average that it is the rounded form of."""
+        if own.dtype.itemsize >= 4:
+            self._averages.pop(name, None)  # the model was bfloat16 once
+            return own
+        kept = self._averages.get(name, own).to(own.device, torch.float32)
+        is_current = kept.to(own.dtype) == own  # other weights may have been loaded since
+        self._averages[name] = torch.where(is_current, kept, own.float())
+        return self._averages[name]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({f"{prefix}averages.{name}": kept for name, kept in self._averages.items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        start = f"{prefix}averages."
+        stored = [key for key in state_dict if key.startswith(start)]
+        self._averages = {key.removeprefix(start): state_dict.pop(key).clone() for key in stored}
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def require_temperatures(**temperatures: float) -> None:
+    """Raise a TypeError or ValueError unless each is in 1e-6 … 1e6: with 0 there is no softmax, and with
+    infinity nothing to learn.
+
+    Built in lesson 10.
+    """
+    require_between(1e-6, 1e6, **temperatures)
 
 
 def _log_targets(teacher: Tensor, center: Tensor, teacher_temp: float) -> Tensor:
-    """What the teacher asks for: its logits (g, b, k), centred and sharpened, as log-probabilities."""
-    if center.shape != teacher.shape[-1:]:
-        raise ValueError(
-            f"the center has one number for each prototype: got {center.shape[0]} for logits of shape {tuple(teacher.shape)}"
-        )
+    """The targets: the teacher's logits (g, b, k), centred and sharpened, as log-probabilities."""
     return F.log_softmax((teacher - center) / teacher_temp, dim=-1)
 
 
+def _entropy(log_targets: Tensor) -> Tensor:
+    """Mean entropy of targets (g, b, k), given as log-probabilities."""
+    return -(log_targets.exp() * log_targets).sum(dim=-1).mean()
+
+
 def dino_loss(
-    student: Tensor, teacher: Tensor, center: Tensor, student_temp: float = 0.1, teacher_temp: float = 0.04,
+    student: Tensor,
+    teacher: Tensor,
+    center: Tensor,
+    student_temp: float = 0.1,
+    teacher_temp: float = 0.04,
     center_momentum: float = 0.9,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """How far the student is from the teacher, over all pairs of different views (Caron et al. 2021,
-    equations 1 to 4). Built in lesson 10.
+) -> tuple[Tensor, Tensor]:
+    """How far the student is from the teacher, over all pairs of different views.
 
     The teacher's logits of view i, minus the center, through a softmax of low temperature, are the target;
     the loss is the mean, over all v ≠ i and the batch, of the cross-entropy with the student's softmax of
     view v.
 
-    student: logits (v, b, k) of all views. teacher: logits (g, b, k) of the first g of them, the global ones;
-    no gradient reaches it. center: (k,). student_temp, teacher_temp: temperatures, above 0. center_momentum:
-    share of the old center in the new one. Returns the loss, a scalar, and the center for the next step: the
-    old one moved towards the mean of the teacher's raw logits. Raises ValueError or TypeError for a single
-    view, shapes that do not fit, and a loss or a center that is not finite, naming the view.
+    Args:
+        student: logits (v, b, k) of all views.
+        teacher: logits (g, b, k) of the first g of them, the global ones; no gradient reaches it.
+        center: (k,), taken from the teacher's logits.
+        student_temp: the student's temperature, above 0.
+        teacher_temp: the teacher's, above 0.
+        center_momentum: share of the old center in the new one.
+
+    Returns:
+        The loss, a scalar, and the center for the next step: the old one moved towards the mean of the
+        teacher's raw logits, in float32 at least.
+
+    Raises:
+        ValueError: for a single view, shapes and numbers that do not fit, and a loss or a center that is not
+            finite, naming the view.
+        TypeError: for anything but tensors of floats.
+
+    Source: Caron et al. 2021, equations 1 to 4.
+
+    Built in lesson 10.
     """
+    loss, _, new_center = _compare(student, teacher, center, student_temp, teacher_temp, center_momentum)
+    return loss, new_center
+
+
+def _compare(
+    student: Tensor,
+    teacher: Tensor,
+    center: Tensor,
+    student_temp: float,
+    teacher_temp: float,
+    center_momentum: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of `dino_loss`, the mean entropy of its targets, and the center for the next step."""
     require_floats("student", student, "v b k")
     require_floats("teacher", teacher, "g b k")
     require_floats("center", center, "k")
-    require_between(1e-6, math.inf, student_temp=student_temp, teacher_temp=teacher_temp)
+    require_temperatures(student_temp=student_temp, teacher_temp=teacher_temp)
     require_between(0, 1, center_momentum=center_momentum)
     (views, b, k), global_views = student.shape, teacher.shape[0]
     if views < 2 or not 1 <= global_views <= views:
         raise ValueError(
-            f"a view is compared with other views: the student needs two or more, the teacher the first of them; got "
-            f"{views} and {global_views}"
+            "a view is compared with other views: the student needs two or more, the teacher the first of "
+            f"them; got {views} and {global_views}"
         )
     if teacher.shape[1:] != (b, k) or center.shape != (k,):
         raise ValueError(
@@ -297,48 +473,73 @@ def dino_loss(
             f"{tuple(teacher.shape)} and {tuple(center.shape)}"
         )
 
-    precision = torch.promote_types(
-        student.dtype, torch.float32
-    )  # of the sums, also where the logits are bfloat16
+    precision = torch.promote_types(student.dtype, torch.float32)  # sums of bfloat16 logits are float32
     teacher = teacher.detach().to(precision)
-    targets = _log_targets(teacher, center, teacher_temp).exp()
+    log_targets = _log_targets(teacher, center, teacher_temp)
     log_probabilities = F.log_softmax(student.to(precision) / student_temp, dim=-1)
     pairs = torch.stack(
-        [-(target * log_probabilities).sum(dim=-1).mean(dim=-1) for target in targets]
+        [-(target * log_probabilities).sum(dim=-1).mean(dim=-1) for target in log_targets.exp()]
     )  # (g, v)
     same_view = torch.eye(global_views, views, dtype=torch.bool, device=pairs.device)
     loss = pairs.masked_fill(same_view, 0).sum() / (global_views * (views - 1))
     new_center = torch.lerp(teacher.mean(dim=(0, 1)), center.to(precision), center_momentum)
-    _require_finite(loss, new_center, student, teacher)
-    return loss, new_center.to(center.dtype)
+    logits = {"student logits": student, "teacher logits": teacher}
+    require_finite("DINO loss", [loss, new_center], logits)
+    return loss, _entropy(log_targets), new_center.to(torch.promote_types(center.dtype, torch.float32))
 
 
-def _require_finite(loss: Tensor, center: Tensor, student: Tensor, teacher: Tensor) -> None:
-    """Raise a ValueError that names the views with logits that are no numbers, where loss or center is none."""
-    if loss.isfinite() and center.isfinite().all():
+def require_finite(
+    name: str, results: Sequence[Tensor], views: Mapping[str, Tensor | Sequence[Tensor]]
+) -> None:
+    """Raise a ValueError that names the views with numbers that are not finite, if a result is not finite.
+
+    Args:
+        name: what the first result is called in the sentence.
+        results: tensors of any shape; the first is a scalar.
+        views: for each kind of input its name and its views, a tensor or a list of them.
+
+    Built in lesson 10.
+    """
+    if all(result.isfinite().all() for result in results):
         return
-    guilty = [
-        f"{name} logits of view {view}"
-        for name, logits in {"student": student, "teacher": teacher}.items()
-        for view in range(logits.shape[0])
-        if not logits[view].isfinite().all()
+    causes = [
+        f"{kind} of view {number}"
+        for kind, of_kind in views.items()
+        for number, view in enumerate(of_kind)
+        if not view.isfinite().all()
     ]
     raise ValueError(
-        f"the DINO loss is {loss.item()}: not finite are the {', '.join(guilty) or 'logits divided by the temperature'}"
+        f"the {name} is {results[0].item()}: not finite are the "
+        f"{', '.join(causes) or 'logits divided by the temperature'}"
     )
 
 
 class DINOLoss(nn.Module):
-    """`dino_loss` with a memory: the center is a buffer that moves after every loss in training. Built in
-    lesson 10.
+    """`dino_loss` with a memory: the center is a buffer that moves after every loss in training.
 
-    out_dim: K. student_temp, teacher_temp, center_momentum: as for dino_loss; teacher_temp is a buffer too,
-    since it has a schedule.
+    Center and temperature stay float32 where the module is cast to a type of fewer digits, which would round
+    most steps of the center away.
 
-    Student logits (v, b, k) and teacher logits (g, b, k) -> loss, a scalar. In evaluation mode the center
-    stays. Raises ValueError or TypeError for arguments and logits that do not fit, and for a loss that is not
-    finite; the center is then the old one.
+    Args:
+        out_dim: K, the number of prototypes.
+        student_temp: the student's temperature.
+        teacher_temp: the teacher's; a buffer too, since it has a schedule.
+        center_momentum: share of the old center in the new one.
+
+    Shape: student logits (v, b, k) and teacher logits (g, b, k) -> loss, a scalar.
+
+    Raises:
+        ValueError: for numbers and logits that do not fit, and for a loss that is not finite; the center is
+            then the old one.
+        TypeError: for logits of another kind.
+
+    Source: Caron et al. 2021, section 3.1.
+
+    Built in lesson 10.
     """
+
+    center: Tensor
+    teacher_temp: Tensor
 
     def __init__(
         self,
@@ -349,45 +550,77 @@ class DINOLoss(nn.Module):
     ) -> None:
         super().__init__()
         require_at_least(1, out_dim=out_dim)
-        require_between(1e-6, math.inf, student_temp=student_temp, teacher_temp=teacher_temp)
+        require_temperatures(student_temp=student_temp, teacher_temp=teacher_temp)
         require_between(0, 1, center_momentum=center_momentum)
         self.student_temp, self.center_momentum = student_temp, center_momentum
         self.register_buffer("center", torch.zeros(out_dim))
         self.register_buffer("teacher_temp", torch.tensor(float(teacher_temp)))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of any module, but for the type of center and temperature."""
+        before = {"center": self.center, "teacher_temp": self.teacher_temp}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            cast = self.get_buffer(name)
+            if cast.dtype.itemsize < 4:
+                setattr(self, name, buffer.to(cast.device))
+        return self
+
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        loss, center = dino_loss(
-            student, teacher, self.center, self.student_temp, self.teacher_temp.item(), self.center_momentum
-        )
-        if self.training:
-            self.center.copy_(center)
-        return loss
+        return self.with_numbers(student, teacher)[0]
 
     def with_numbers(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what tells of a collapse: {"entropy": of the targets, "kl": what the student is still
-        short of them}. The loss is their sum.
+        """The loss, and what tells of a collapse: {"entropy": of the targets, "kl": how far the student still
+        is from them}. The loss is their sum.
         """
-        entropy = self.entropy(teacher)  # with the center of the loss, before it moves
-        loss = self(student, teacher)
+        loss, entropy, center = self.compare(student, teacher)
+        self.move_center(center)
         return loss, {"entropy": entropy, "kl": loss.detach() - entropy}
+
+    def compare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the mean entropy of its targets, and the center for the next step, not yet set."""
+        return _compare(student, teacher, *self.settings())
+
+    def settings(self) -> tuple[Tensor, float, float, float]:
+        """Center, temperatures and momentum, in the order in which `dino_loss` takes them."""
+        return self.center, self.student_temp, self.teacher_temp.item(), self.center_momentum
+
+    def move_center(self, center: Tensor) -> None:
+        """Set the center for the next step (k,); in evaluation mode it stays."""
+        if self.training:
+            self.center.copy_(center)
 
     @torch.no_grad()
     def entropy(self, teacher: Tensor) -> Tensor:
         """Mean entropy of the targets that teacher logits (g, b, k) make with the present center: 0 where
         each target is one prototype, log K where they are uniform.
         """
-        log_targets = _log_targets(teacher, self.center, self.teacher_temp.item())
-        return -(log_targets.exp() * log_targets).sum(dim=-1).mean()
+        if teacher.shape[-1:] != self.center.shape:
+            raise ValueError(
+                f"the center has one number for each prototype: got {self.center.shape[0]} for logits of "
+                f"shape {tuple(teacher.shape)}"
+            )
+        return _entropy(_log_targets(teacher, self.center, self.teacher_temp.item()))
 
 
 def uniformity(features: Tensor) -> Tensor:
-    """How close together the directions of a batch lie: the logarithm of the mean, over all pairs of images (or
-    of regions) of a view, of exp(-2 · squared distance), each direction scaled to length 1 (Wang and Isola 2020,
-    L_uniform with t = 2). Built in lesson 10.
+    """How close together the directions of a batch lie: the logarithm of the mean, over all pairs of images
+    (or of regions) of a view, of exp(-2 · squared distance), each direction scaled to length 1.
 
-    features: (v, b, d). Returns the mean over views, a scalar: 0 where all images of a view have one
-    direction, about -4 where they fill a sphere of many dimensions. Raises ValueError or TypeError for
-    features of another form, and for a single image, which is no pair.
+    Args:
+        features: (v, b, d).
+
+    Returns:
+        The mean over views, a scalar: 0 where all images of a view have one direction, about -4 where they
+        fill a sphere of many dimensions.
+
+    Raises:
+        ValueError: for features of another shape, and for a single image, which is no pair.
+        TypeError: for anything but a tensor of floats.
+
+    Source: Wang and Isola 2020, L_uniform with t = 2.
+
+    Built in lesson 10.
     """
     require_floats("features", features, "v b d")
     images = features.shape[1]
@@ -401,27 +634,52 @@ def uniformity(features: Tensor) -> Tensor:
     return sums.mean() - math.log(images * (images - 1))
 
 
+_Part = TypeVar("_Part", bound=nn.Module)
+
+
+def _parts(module: nn.Module, kind: type[_Part]) -> list[_Part]:
+    """The module's parts of one kind, itself included."""
+    return [part for part in module.modules() if isinstance(part, kind)]
+
+
+@runtime_checkable
+class _LossWithNumbers(Protocol):
+    """DINOLoss here, and EsViTLoss of the next lesson."""
+
+    def with_numbers(self, student: Any, teacher: Any, /) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
 class SelfDistillation(nn.Module):
-    """What `fit` minimises: the loss of a model on crops, with the numbers that tell of a collapse. Built in
-    lesson 10.
+    """What `fit` minimises: the loss of a model on crops, with the numbers that tell of a collapse.
 
-    loss: a DINOLoss, or an EsViTLoss for an EsViT; a checkpoint of `fit` then holds its centers. spread: the
-    weight of `uniformity` of the directions in which the student's heads send what they see; the paper has
-    none. The head for views is asked view by view; EsViT's head for regions about at most 1,024 regions of
-    all views together; the mean of both counts.
+    Args:
+        loss: a DINOLoss, or an EsViTLoss for an EsViT; a checkpoint of `fit` then holds its centers.
+        spread: the weight of `uniformity` of the directions in which the student's heads send their features;
+            the paper has none. The head for views counts view by view, EsViT's head for regions by at most
+            1,024 regions of all views together; the mean of both.
 
-    Called with a model and crops, it gives the loss and its numbers: {"entropy", "kl"}, more for EsViT, and
-    "spread" where it has a weight.
+    Shape: a model and its crops, v tensors (b, c, h, w) -> the loss, a scalar, and its numbers: {"entropy",
+    "kl"}, more for EsViT, and "spread" where it has a weight.
+
+    Raises:
+        ValueError: for a weight out of range, and what model and loss raise.
+        TypeError: for a loss of another kind, or one that is not for this model.
+
+    Built in lesson 10.
     """
 
     def __init__(self, loss: nn.Module, spread: float = 0.0) -> None:
         super().__init__()
-        require_between(0, math.inf, spread=spread)
+        require_between(0, 1e6, spread=spread)
+        if not isinstance(loss, _LossWithNumbers):
+            raise TypeError(f"loss must be a DINOLoss or an EsViTLoss, got {loss!r}"[:200])
         self.loss, self.spread = loss, spread
 
-    def forward(self, model: nn.Module, crops: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, model: DINO, crops: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.spread:
             return self.loss.with_numbers(*model(crops))
+        if not isinstance(model, DINO):
+            raise TypeError(f"spread is of the heads of a DINO or an EsViT, got {type(model).__name__}")
         with _record_directions(model.student) as directions:
             answers = model(crops)
         of_views = directions.pop(model.student.head).unflatten(0, (len(crops), -1))
@@ -439,13 +697,16 @@ def _at_most(count: int, rows: Tensor) -> Tensor:
 
 @contextmanager
 def _record_directions(student: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
-    """While it is open, what each DINOHead of the student compares with its prototypes, (n, bottleneck_dim)."""
+    """While open, what each DINOHead of the student compares with its prototypes (n, bottleneck_dim)."""
     directions: dict[nn.Module, Tensor] = {}
-    heads = [part for part in student.modules() if isinstance(part, DINOHead)]
-    hooks = [
-        head.mlp.register_forward_hook(lambda mlp, given, made, head=head: directions.update({head: made}))
-        for head in heads
-    ]
+
+    def keep_output(head: DINOHead) -> RemovableHandle:
+        def keep(mlp: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+            directions[head] = output
+
+        return head.mlp.register_forward_hook(keep)
+
+    hooks = [keep_output(head) for head in _parts(student, DINOHead)]
     try:
         yield directions
     finally:
@@ -453,53 +714,149 @@ def _record_directions(student: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
             hook.remove()
 
 
-def dino_schedules(
-    model: DINO, loss: nn.Module, steps: int, *, lr: float = 5e-4, weight_decay: tuple[float, float] = (0.04, 0.4),
-    momentum: float = 0.996, teacher_temp: tuple[float, float] = (0.04, 0.07), clip: float = 3.0,
-    warmup: float = 0.1, temp_warmup: float = 0.3, frozen: float = 0.01,
-) -> dict[str, Callable]:  # fmt: skip
-    """All that changes with the step, as arguments of `fit`: fit(model, crops, loss, steps,
-    **dino_schedules(model, loss, steps)) (Caron et al. 2021, section 3.2 and appendix; the defaults are
-    the paper's for 100 epochs). Built in lesson 10.
+def _require_dino(model: nn.Module) -> DINO:
+    if not isinstance(model, DINO):
+        raise TypeError(f"DINOSchedule moves the teacher of a DINO, got {type(model).__name__}")
+    return model
 
-    steps: length of the run; the last three arguments are shares of it. lr: the highest learning rate, after
-    a warm-up over the share `warmup`, then along a cosine to 1e-6. weight_decay: first and last value, along
-    a cosine. momentum: of the teacher, along a cosine to 1. teacher_temp: first and last value, linear over
-    the share `temp_warmup`, then constant. clip: largest norm of the gradient of each parameter. frozen: how
-    long the prototypes of every DINOHead rest.
-    Sets the first temperature at once. Raises ValueError for a loss without a DINOLoss in it and for numbers
-    out of range.
-    """
-    require_at_least(1, steps=steps)
-    require_between(0, 1, momentum=momentum, warmup=warmup, temp_warmup=temp_warmup, frozen=frozen)
-    losses = [part for part in loss.modules() if isinstance(part, DINOLoss)]
-    heads = [part for part in model.student.modules() if isinstance(part, DINOHead)]
+
+def _dino_losses(loss: Callable) -> list[DINOLoss]:
+    losses = _parts(loss, DINOLoss) if isinstance(loss, nn.Module) else []
     if not losses:
-        raise ValueError(
-            f"dino_schedules sets the temperature of a DINOLoss; there is none in {loss!r}"[:200]
-        )
+        raise ValueError(f"DINOSchedule sets the temperature of a DINOLoss; there is none in {loss!r}"[:200])
+    return losses
 
-    def set_temperature(step: int) -> None:
-        risen = min(1.0, step / max(1, int(temp_warmup * steps) - 1))
-        for part in losses:
-            part.teacher_temp.fill_(teacher_temp[0] + (teacher_temp[1] - teacher_temp[0]) * risen)
 
-    def before_step(step: int) -> None:
-        for parameter in model.student.parameters():
+class DINOSchedule:
+    """All that changes with the step of a DINO or an EsViT, as a callback of `fit`: fit(model, crops, loss,
+    steps, callbacks=[DINOSchedule()]).
+
+    It sets learning rate and weight decay (those of `fit` do not count), clips each gradient, keeps the
+    prototypes at rest, moves the teacher and sets its temperature. The defaults are the paper's for 100
+    epochs.
+
+    Args:
+        lr: the highest learning rate, after a warm-up, then along a cosine to 1e-6.
+        weight_decay: first and last value, along a cosine.
+        momentum: of the teacher, along a cosine to 1.
+        teacher_temp: first and last temperature, linear at first, then constant.
+        clip: largest norm of the gradient of each parameter; infinity clips none.
+        warmup: share of the run in which the learning rate climbs.
+        temp_warmup: share of the run in which the temperature changes.
+        frozen: share of the run in which the prototypes of every DINOHead rest.
+
+    Raises:
+        ValueError: for numbers out of range; when a run starts, for a warm-up that fills it and for a loss
+            without a DINOLoss in it.
+        TypeError: when a run starts, for a model that is no DINO.
+
+    Source: Caron et al. 2021, section 3.2 and appendix; the authors' code for what the paper leaves open.
+
+    Built in lesson 10.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float = 5e-4,
+        weight_decay: tuple[float, float] = (0.04, 0.4),
+        momentum: float = 0.996,
+        teacher_temp: tuple[float, float] = (0.04, 0.07),
+        clip: float = 3.0,
+        warmup: float = 0.1,
+        temp_warmup: float = 0.3,
+        frozen: float = 0.01,
+    ) -> None:
+        require_between(1e-6, 1e6, lr=lr)
+        require_between(1e-6, math.inf, clip=clip)
+        require_between(0, 1, momentum=momentum, warmup=warmup, temp_warmup=temp_warmup, frozen=frozen)
+        _require_pairs(0, 1e6, weight_decay=weight_decay)
+        _require_pairs(1e-6, 1e6, teacher_temp=teacher_temp)
+        self.lr, self.momentum, self.clip, self.frozen = lr, momentum, clip, frozen
+        self.weight_decay, self.teacher_temp = weight_decay, teacher_temp
+        self.warmup, self.temp_warmup = warmup, temp_warmup
+
+    def values(self, step: int, steps: int) -> dict[str, float]:
+        """The four curves at a step of a run of so many: lr, weight_decay, momentum, teacher_temp."""
+        warmup = int(self.warmup * steps)
+        values = {
+            "lr": cosine_schedule(step, steps, self.lr, 1e-6, warmup=warmup),
+            "weight_decay": cosine_schedule(step, steps, *self.weight_decay),
+            "momentum": cosine_schedule(step, steps, self.momentum, 1.0),
+            "teacher_temp": self._temperature(step, steps),
+        }
+        return {name: float(value) for name, value in values.items()}  # NumPy's would spoil a checkpoint
+
+    def _temperature(self, step: int, steps: int) -> float:
+        first, last = self.teacher_temp
+        return first + (last - first) * min(1.0, step / max(1, int(self.temp_warmup * steps) - 1))
+
+    def on_start(self, run: Run) -> None:
+        _require_dino(run.model)
+        self.values(0, run.steps)  # refuses a warm-up that fills the run
+        self._set_temperature(run.loss, run.step, run.steps)
+
+    def before_step(self, run: Run) -> None:
+        student, values = _require_dino(run.model).student, self.values(run.step, run.steps)
+        for group in run.optimizer.param_groups:
+            group["lr"] = values["lr"]
+            group["weight_decay"] = values["weight_decay"] if group["is_decayed"] else 0.0
+        for parameter in student.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_((clip / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
-        if step < frozen * steps:
-            for head in heads:
+                parameter.grad.mul_((self.clip / (parameter.grad.norm() + 1e-6)).clamp(max=1.0))
+        if run.step < self.frozen * run.steps:
+            for head in _parts(student, DINOHead):
                 head.prototypes.weight.grad = None  # not zero: AdamW would still decay it
 
-    def after_step(step: int) -> None:
-        model.update_teacher(cosine_schedule(step, steps, momentum, 1.0))
-        set_temperature(step + 1)
+    def after_step(self, run: Run) -> None:
+        _require_dino(run.model).update_teacher(self.values(run.step, run.steps)["momentum"])
+        self._set_temperature(run.loss, run.step + 1, run.steps)
 
-    set_temperature(0)
+    def _set_temperature(self, loss: Callable, step: int, steps: int) -> None:
+        for part in _dino_losses(loss):
+            part.teacher_temp.fill_(self._temperature(step, steps))
+
+
+def dino_schedules(model: DINO, loss: nn.Module, steps: int, **settings: Any) -> dict[str, Callable]:
+    """`DINOSchedule` in its old form, as arguments of `fit`; deprecated.
+
+    Args:
+        model: as of the run.
+        loss: as of the run.
+        steps: as of the run.
+        **settings: those of DINOSchedule.
+
+    Returns:
+        {"lr", "weight_decay", "before_step", "after_step"}, functions of the step.
+
+    Raises:
+        ValueError: as DINOSchedule.
+        TypeError: as DINOSchedule.
+
+    Built in lesson 10.
+    """
+    warnings.warn(
+        "dino_schedules is deprecated: use fit(..., callbacks=[DINOSchedule(...)])",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    require_at_least(1, steps=steps)
+    schedule = DINOSchedule(**settings)
+    no_optimizer: Any = SimpleNamespace(param_groups=[])  # fit sets the rates itself
+    run = Run(model, loss, no_optimizer, steps)
+    schedule.on_start(run)
+
+    def before_step(step: int) -> None:
+        run.step = step
+        schedule.before_step(run)
+
+    def after_step(step: int) -> None:
+        run.step = step
+        schedule.after_step(run)
+
     return {
-        "lr": lambda step: cosine_schedule(step, steps, lr, 1e-6, warmup=int(warmup * steps)),
-        "weight_decay": lambda step: cosine_schedule(step, steps, *weight_decay),
+        "lr": lambda step: schedule.values(step, steps)["lr"],
+        "weight_decay": lambda step: schedule.values(step, steps)["weight_decay"],
         "before_step": before_step,
         "after_step": after_step,
     }

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_iou
 
 from vit_course.patching import pair, require_at_least, require_between, require_floats, require_images
+from vit_course.training import eval_mode
+from vit_course.vit import Backbone, require_backbone
 
 __all__ = [
     "extract_features",
@@ -31,142 +33,182 @@ __all__ = [
 
 @torch.no_grad()
 def extract_features(
-    backbone: nn.Module,
-    images: Tensor | Iterable[Tensor | Sequence[Tensor]],
+    backbone: Backbone,
+    images: Tensor | Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
     pool: str | None = None,
     batch_size: int = 100,
 ) -> Tensor:
-    """Features of a frozen backbone, without gradients and in eval mode; every part is put back into its own
-    mode afterwards.
+    """Features of a frozen backbone, without gradients and in evaluation mode.
 
-    backbone: any model of the backbone protocol: forward_features gives normalised tokens (b,
-    num_prefix_tokens + n, d) or a map (b, d, h, w). images: (b, c, h, w), or batches of them; of a batch that
-    is a pair (a DataLoader's images and labels) the first part is read. pool: 'cls' takes the first token,
-    'mean' the mean of the patches, 'patches' all of them; by default the class token where there is one, else
-    the mean. batch_size: images at a time where they come as one tensor.
-    Returns (b, d), for 'patches' (b, n, d), on the CPU, in the order of the images.
-    Raises TypeError for another model or other images, ValueError for an unknown pool. Built in lesson 09.
+    Args:
+        backbone: any model with forward_features, which gives normalised tokens (b, num_prefix_tokens + n, d)
+            or a map (b, d, h, w). Every part of it gets back the mode it had.
+        images: (b, c, h, w), or batches of them; of a batch that is a pair (a DataLoader's images and labels)
+            the first part is read.
+        pool: 'cls' takes the first token, 'mean' the mean of the patches, 'patches' all of them; by default
+            the class token where there is one, else the mean.
+        batch_size: images at a time where they come as one tensor.
+
+    Returns:
+        (b, d), for 'patches' (b, n, d), on the CPU, in the order of the images, as the model gives them: a
+        NaN is refused by the measures, who name its row.
+
+    Raises:
+        TypeError: for another model or other images.
+        ValueError: for an unknown pool, features of another form, or no images at all.
+
+    Built in lesson 09.
     """
-    if not isinstance(backbone, nn.Module) or not callable(getattr(backbone, "forward_features", None)):
-        raise TypeError(
-            f"extract_features needs a model with forward_features, got {type(backbone).__name__}; models of "
-            f"timm and torchvision come in through vit_course.lab.pretrained.adapt"
-        )
+    require_backbone("backbone", backbone, "forward_features")
     if pool not in (None, "cls", "mean", "patches"):
         raise ValueError(f"pool must be 'cls', 'mean', 'patches' or None, got {pool!r}")
     require_at_least(1, batch_size=batch_size)
     if isinstance(images, Tensor):
         require_images(images)
         images = images.split(batch_size)
-    device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in backbone.modules()}
     features = []
-    backbone.eval()
-    try:
+    with eval_mode(backbone) as device:
         for batch in images:
             batch = batch[0] if isinstance(batch, tuple | list) else batch
             require_images(batch)
             features.append(_pooled(backbone, backbone.forward_features(batch.to(device)), pool).cpu())
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if not features:
+    if not any(len(batch) for batch in features):
         raise ValueError("extract_features was given no images")
     return torch.cat(features)
 
 
-def _pooled(backbone: nn.Module, features: Tensor, pool: str | None) -> Tensor:
+def _pooled(backbone: Backbone, features: Tensor, pool: str | None) -> Tensor:
     """Tokens or a map -> the class token (b, d), the mean of the patches (b, d), or the patches (b, n, d)."""
-    prefix = getattr(backbone, "num_prefix_tokens", 0) if features.ndim == 3 else 0
+    if features.ndim not in (3, 4):
+        raise ValueError(
+            f"forward_features must give tokens (b, n, d) or a map (b, d, h, w), got {tuple(features.shape)} "
+            f"from {type(backbone).__name__}"
+        )
+    prefix = getattr(backbone, "num_prefix_tokens", 0)
     if features.ndim == 4:
-        features = rearrange(features, "b d rows columns -> b (rows columns) d")
+        features, prefix = rearrange(features, "b d rows columns -> b (rows columns) d"), 0
     if pool == "cls" and not prefix:
         raise ValueError(f"{type(backbone).__name__} has no class token: pool must be 'mean' or 'patches'")
     if pool == "cls" or (pool is None and prefix):
         return features[:, 0]
-    return features[:, prefix:] if pool == "patches" else features[:, prefix:].mean(dim=1)
+    patches = features[:, prefix:]
+    return patches if pool == "patches" else patches.mean(dim=1)
 
 
-def _require_labelled(name: str, features: Tensor, labels: Tensor) -> None:
-    """Raise a TypeError or ValueError unless there is a finite feature (b, d) for every whole label (b,)."""
+def _whole_labels(name: str, features: Tensor, labels: Tensor | Sequence[int]) -> Tensor:
+    """The labels (b,) as int64, beside the features (b, d). Raises a TypeError or ValueError unless every
+    feature is finite and has a label.
+    """
     require_floats(f"{name}_features", features, "b d")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name}_labels must be an int64 tensor, got {kind}")
-    if labels.shape != features.shape[:1] or not len(labels):
+    whole = labels if isinstance(labels, Tensor) else torch.tensor(labels)
+    if whole.is_floating_point() or whole.is_complex():
+        raise TypeError(f"{name}_labels must be an int64 tensor or other whole numbers, got {whole.dtype}")
+    if whole.shape != features.shape[:1] or not features.numel():
         raise ValueError(
             f"{name} needs one label for every feature, at least one, got features {tuple(features.shape)} "
-            f"and labels {tuple(labels.shape)}"
+            f"and labels {tuple(whole.shape)}"
         )
-    if labels.min() < 0:
-        raise ValueError(f"{name}_labels must not be negative, got {labels.min()}")
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
+    if whole.min() < 0:
+        raise ValueError(f"{name}_labels must not be negative, got {whole.min()}")
+    bad = ~features.isfinite().all(dim=1)
+    if bad.any():
         raise ValueError(
-            f"{name}_features hold nan or infinite numbers, first in row {finite.int().argmin()}"
+            f"{name}_features hold nan or infinite numbers, first in row {bad.int().argmax()}, "
+            f"in {bad.sum()} of {len(bad)} rows"
         )
+    return whole.to(features.device, torch.int64)
 
 
-def _require_both(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
-) -> None:
-    """Raise a TypeError or ValueError unless both sets are whole and their features equally wide."""
-    _require_labelled("train", train_features, train_labels)
-    _require_labelled("test", test_features, test_labels)
+def _both_labels(
+    train_features: Tensor,
+    train_labels: Tensor | Sequence[int],
+    test_features: Tensor,
+    test_labels: Tensor | Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The labels of both sets. Raises a TypeError or ValueError unless the features are equally wide."""
+    train_labels = _whole_labels("train", train_features, train_labels)
+    test_labels = _whole_labels("test", test_features, test_labels)
     if train_features.shape[1] != test_features.shape[1]:
         shapes = f"{tuple(train_features.shape)} and {tuple(test_features.shape)}"
         raise ValueError(f"train and test features must have one width, got shapes {shapes}")
+    return train_labels, test_labels
+
+
+def _directions(features: Tensor) -> Tensor:
+    """Rows of length one (b, d), in float32, however long or short they were; a row of zeros stays one."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    largest = features.abs().amax(dim=1, keepdim=True)  # taken out first: squares of 1e30 overflow
+    features = features / largest.clamp(min=torch.finfo(features.dtype).tiny)
+    return F.normalize(features.float(), dim=1)
 
 
 @torch.no_grad()
 def knn_accuracy(
     train_features: Tensor,
-    train_labels: Tensor,
+    train_labels: Tensor | Sequence[int],
     test_features: Tensor,
-    test_labels: Tensor,
+    test_labels: Tensor | Sequence[int],
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """The share of test images that their nearest training images name right (Wu et al. 2018, section 3.4;
-    Caron et al. 2021, section 3.2).
+    """The share of test images that their nearest training images name right.
 
     Each of the k nearest by cosine votes for its class with the weight exp(cosine / temperature). Where there
-    are fewer than k training images, all of them vote. Similarities are computed in chunks of about four
-    million, so memory stays small.
+    are fewer than k training images, all of them vote. Similarities are computed in float32, in chunks of
+    about four million, so memory stays small.
 
-    train_features, test_features: (b, d). train_labels, test_labels: (b,), int64. Returns a share in 0 … 1.
-    Raises TypeError or ValueError for features and labels that do not fit together, k below 1, a temperature
-    that is not positive. Built in lesson 09.
+    Args:
+        train_features, test_features: (b, d), finite.
+        train_labels, test_labels: (b,), whole numbers from 0 on.
+        k: how many neighbours vote.
+        temperature: how much nearness counts, above 0; small: the nearest alone, infinite: all alike.
+
+    Returns:
+        A share in 0 … 1.
+
+    Raises:
+        TypeError, ValueError: for features and labels that do not fit together or are not finite, k below 1,
+            a temperature that is not positive.
+
+    Source: Wu et al. 2018, section 3.4; Caron et al. 2021, section 3.2.
+
+    Built in lesson 09.
     """
-    _require_both(train_features, train_labels, test_features, test_labels)
+    train_labels, test_labels = _both_labels(train_features, train_labels, test_features, test_labels)
     require_at_least(1, k=k)
     require_between(0, math.inf, temperature=temperature)
     if temperature == 0:
         raise ValueError("temperature must be above 0")
-    train, test = (F.normalize(features.float(), dim=1) for features in (train_features, test_features))
+    train, test = _directions(train_features), _directions(test_features)
     classes, rows = int(train_labels.max()) + 1, max(1, 2**22 // train.shape[0])
     right = 0
-    for asked, labels in zip(test.split(rows), test_labels.split(rows), strict=True):
-        similarity, nearest = (asked @ train.T).topk(min(k, train.shape[0]))
-        # The nearest gets weight 1: a factor common to all votes of a row changes no winner and cannot overflow.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(asked.shape[0], classes).scatter_add_(1, train_labels[nearest], weights)
-        right += (votes.argmax(dim=1) == labels).sum().item()
+    with torch.autocast(train.device.type, enabled=False):  # cosines in bfloat16 would change neighbours
+        for queries, labels in zip(test.split(rows), test_labels.split(rows), strict=True):
+            similarity, nearest = (queries @ train.T).topk(min(k, train.shape[0]))
+            # The nearest gets weight 1: a factor common to all votes of a row changes no winner and cannot overflow.
+            weights = ((similarity - similarity[:, :1]) / temperature).exp()
+            votes = weights.new_zeros(len(queries), classes).scatter_add_(1, train_labels[nearest], weights)
+            right += int((votes.argmax(dim=1) == labels).sum())
     return right / test.shape[0]
 
 
 _PENALTIES = tuple(10.0**power for power in range(1, -5, -1))
 
 
+@torch.inference_mode(False)
 def _logistic_regression(
     features: Tensor, labels: Tensor, classes: int, penalty: float
 ) -> tuple[Tensor, Tensor]:
     """The weight (classes, d) and bias (classes,) with the least cross-entropy + penalty / 2 · |weight|², on
     standardised features; given back for the features as they are.
     """
-    features = features.detach().double()
+    features, labels = features.detach(), labels.clone()  # a tensor of inference mode cannot be trained on
+    # What varies by no more than one rounding of its own numbers weighs nothing, rather than being blown up.
+    low, high = features.aminmax(dim=0)
+    varies = high - low > torch.finfo(features.dtype).eps * torch.maximum(low.abs(), high.abs())
+    features = features.double()
     mean, spread = features.mean(dim=0), features.std(dim=0, correction=0)
-    spread = torch.where(spread > 1e-6 * spread.max(), spread, 1.0)  # what never varies must not be blown up
+    spread = torch.where(varies, spread, torch.inf)
     features = (features - mean) / spread
     variances, axes = torch.linalg.eigh(features.T @ features / features.shape[0])
     # Along these axes, each divided by the root of the objective's curvature at zero weights, the valley is round.
@@ -196,34 +238,49 @@ def _choose_penalty(features: Tensor, labels: Tensor, classes: int) -> float:
             f"choosing the penalty needs at least 5 training images, got {len(labels)}; give a penalty"
         )
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    asked, kept = order[: len(labels) // 5], order[len(labels) // 5 :]
+    held_out, kept = order[: len(labels) // 5], order[len(labels) // 5 :]
     losses = {}
     for penalty in _PENALTIES:
         weight, bias = _logistic_regression(features[kept], labels[kept], classes, penalty)
-        logits = features[asked].double() @ weight.T + bias
-        losses[penalty] = F.cross_entropy(logits, labels[asked]).item()
+        logits = features[held_out].double() @ weight.T + bias
+        losses[penalty] = F.cross_entropy(logits, labels[held_out]).item()
     return min(losses, key=losses.__getitem__)
 
 
 def linear_probe(
     train_features: Tensor,
-    train_labels: Tensor,
+    train_labels: Tensor | Sequence[int],
     test_features: Tensor,
-    test_labels: Tensor,
+    test_labels: Tensor | Sequence[int],
     penalty: float | None = None,
 ) -> float:
     """The share of test images that one linear layer on frozen features names right.
 
     The layer is a logistic regression with an L2 penalty on standardised features, fitted to the end by
-    L-BFGS in float64: no seed, no learning rate. (Caron et al. 2021, section 3.2, train theirs by SGD.)
+    L-BFGS in float64: no seed, no learning rate. A column that is constant in the training set, up to one
+    rounding of its own type, weighs nothing. (Caron et al. 2021 train theirs by SGD.)
 
-    train_features, test_features: (b, d). train_labels, test_labels: (b,), int64. penalty: the factor before
-    |weight|² / 2 beside the mean cross-entropy; by default chosen on a fifth of the training set.
-    Returns a share in 0 … 1.
-    Raises TypeError or ValueError for features and labels that do not fit together. Built in lesson 09.
+    Args:
+        train_features, test_features: (b, d), finite.
+        train_labels, test_labels: (b,), whole numbers from 0 on.
+        penalty: the finite factor before |weight|² / 2 beside the mean cross-entropy; by default chosen on a
+            fifth of the training set.
+
+    Returns:
+        A share in 0 … 1.
+
+    Raises:
+        TypeError, ValueError: for features and labels that do not fit together or are not finite, a penalty
+            that is negative or infinite, or one to be chosen from fewer than 5 images.
+
+    Source: Caron et al. 2021, section 3.2, for the measure.
+
+    Built in lesson 09.
     """
-    _require_both(train_features, train_labels, test_features, test_labels)
+    train_labels, test_labels = _both_labels(train_features, train_labels, test_features, test_labels)
     require_between(0, math.inf, penalty=0.0 if penalty is None else penalty)
+    if penalty == math.inf:
+        raise ValueError("penalty must be finite, got inf")
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     if penalty is None:
         penalty = _choose_penalty(train_features, train_labels, classes)
@@ -233,33 +290,57 @@ def linear_probe(
 
 
 def attention_masks(weights: Tensor, keep: float = 0.6) -> Tensor:
-    """The fewest patches that together hold a share of the attention (Caron et al. 2021, section 4.2.2).
+    """The fewest patches that together hold a share of the attention.
 
-    weights: rows of the class token over the patches (b, h, n), not negative; they need not sum to one.
-    keep: the share to hold, above 0 and up to 1. Returns booleans (b, h, n).
-    Raises TypeError or ValueError for other weights, or a row without any weight. Built in lesson 09.
+    Args:
+        weights: rows of the class token over the patches (b, h, n), finite and not negative; they need not
+            sum to one.
+        keep: the share to hold, above 0 and up to 1.
+
+    Returns:
+        Booleans (b, h, n); a patch without weight is never kept.
+
+    Raises:
+        TypeError, ValueError: for other weights, a row without any weight, a share out of range.
+
+    Source: Caron et al. 2021, section 4.2.2.
+
+    Built in lesson 09.
     """
     require_floats("weights", weights, "b h n")
     require_between(0, 1, keep=keep)
     if keep == 0:
         raise ValueError("keep must be above 0")
-    if not (weights >= 0).all() or not (weights.sum(dim=-1) > 0).all():
+    if not weights.shape[2]:
+        raise ValueError(f"weights must hold at least one patch, got shape {tuple(weights.shape)}")
+    weights = weights.double()
+    if not (weights.isfinite() & (weights >= 0)).all() or not (weights.sum(dim=-1) > 0).all():
         raise ValueError(
-            f"weights must not be negative and each row must hold some, got a smallest weight of "
-            f"{weights.min():.3g} and a smallest sum of {weights.sum(dim=-1).min():.3g}"
+            f"weights must be finite, must not be negative and each row must hold some, got weights in "
+            f"{weights.min():.3g} … {weights.max():.3g} and a smallest sum of {weights.sum(dim=-1).min():.3g}"
         )
-    ordered, order = weights.double().sort(dim=-1, descending=True, stable=True)
+    ordered, order = weights.sort(dim=-1, descending=True, stable=True)
     held_before = ordered.cumsum(dim=-1) - ordered
     # A share that is reached exactly is reached, whatever the last bit says.
-    kept = held_before < (keep - 1e-6) * ordered.sum(dim=-1, keepdim=True)
+    kept = held_before < keep * (1 - 1e-6) * ordered.sum(dim=-1, keepdim=True)
     return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
 def masks_to_pixels(masks: Tensor, grid: tuple[int, int], patch_size: int | tuple[int, int]) -> Tensor:
-    """Masks over patches (b, h, n), in reading order -> masks over pixels (b, h, rows · p1, columns · p2).
+    """Blows each patch of a mask up to its pixels.
 
-    grid: (rows, columns) of the patches. patch_size: p or (p1, p2), in pixels.
-    Raises ValueError where the patches do not fill the grid. Built in lesson 09.
+    Args:
+        masks: over patches (b, h, n), in reading order.
+        grid: (rows, columns) of the patches.
+        patch_size: p or (p1, p2), in pixels.
+
+    Returns:
+        Masks over pixels (b, h, rows · p1, columns · p2).
+
+    Raises:
+        ValueError: where the patches do not fill the grid.
+
+    Built in lesson 09.
     """
     (rows, columns), (p1, p2) = pair(grid, "grid"), pair(patch_size, "patch_size")
     if not isinstance(masks, Tensor) or masks.ndim != 3 or masks.shape[2] != rows * columns:
@@ -271,19 +352,32 @@ def masks_to_pixels(masks: Tensor, grid: tuple[int, int], patch_size: int | tupl
 
 
 def jaccard(found: Tensor, truth: Tensor) -> Tensor:
-    """Pixels in both masks by pixels in either (Jaccard 1901; also intersection over union, IoU).
+    """Pixels in both masks by pixels in either, also called intersection over union, IoU.
 
-    found, truth: booleans (…, h, w) of shapes that broadcast. Returns (…), in 0 … 1; two empty masks agree: 1.
-    Raises TypeError or ValueError for other masks. Built in lesson 09.
+    Args:
+        found, truth: booleans (…, h, w) of shapes that broadcast.
+
+    Returns:
+        (…), in 0 … 1; two empty masks agree: 1.
+
+    Raises:
+        TypeError, ValueError: for other masks.
+
+    Source: Jaccard 1901.
+
+    Built in lesson 09.
     """
     for name, masks in {"found": found, "truth": truth}.items():
         if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
             kind = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
             raise TypeError(f"{name} must be a bool tensor, got {kind}")
+    shapes = f"{tuple(found.shape)} and {tuple(truth.shape)}"
     if min(found.ndim, truth.ndim) < 2 or found.shape[-2:] != truth.shape[-2:]:
-        raise ValueError(
-            f"jaccard needs masks of one size, got {tuple(found.shape)} and {tuple(truth.shape)}"
-        )
+        raise ValueError(f"jaccard needs masks of one size, got {shapes}")
+    try:
+        torch.broadcast_shapes(found.shape, truth.shape)
+    except RuntimeError as error:
+        raise ValueError(f"jaccard needs masks of shapes that broadcast, got {shapes}") from error
     both, either = (found & truth).sum(dim=(-2, -1)), (found | truth).sum(dim=(-2, -1))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
@@ -306,21 +400,34 @@ def _largest_part(masks: Tensor) -> Tensor:
 
 
 def boxes_from_masks(
-    masks: Tensor, scores: Tensor | None = None, labels: Tensor | None = None
+    masks: Tensor,
+    scores: Tensor | Sequence[float] | None = None,
+    labels: Tensor | Sequence[int] | None = None,
 ) -> list[dict[str, Tensor]]:
     """The box around the largest connected part of each mask, as detections in torchmetrics' form.
 
-    masks: booleans (b, h, w). scores: (b,), 1 by default. labels: (b,), int64, 0 by default.
-    Returns for each image a dictionary of boxes (m, 4), x0 y0 x1 y1 in pixels with x1 and y1 just outside,
-    scores (m,) and labels (m,); m is 1, or 0 where the mask is empty.
-    Raises TypeError or ValueError for other masks, scores or labels. Built in lesson 09.
+    Args:
+        masks: booleans (b, h, w).
+        scores: (b,), 1 by default.
+        labels: (b,), int64, 0 by default.
+
+    Returns:
+        For each image a dictionary of boxes (m, 4), x0 y0 x1 y1 in pixels with x1 and y1 just outside, scores
+        (m,) and labels (m,); m is 1, or 0 where the mask is empty.
+
+    Raises:
+        TypeError, ValueError: for other masks, scores or labels.
+
+    Built in lesson 09.
     """
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3:
         kind = (tuple(masks.shape), masks.dtype) if isinstance(masks, Tensor) else type(masks).__name__
         raise TypeError(f"masks must be a bool tensor (b, h, w), got {kind}")
+    if 0 in masks.shape[1:]:
+        raise ValueError(f"masks must hold at least one pixel, got shape {tuple(masks.shape)}")
     b = masks.shape[0]
-    scores = torch.ones(b, device=masks.device) if scores is None else scores
-    labels = torch.zeros(b, dtype=torch.int64, device=masks.device) if labels is None else labels
+    scores = torch.ones(b) if scores is None else torch.as_tensor(scores)
+    labels = torch.zeros(b, dtype=torch.int64) if labels is None else torch.as_tensor(labels)
     if scores.shape != (b,) or labels.shape != (b,):
         raise ValueError(
             f"{b} masks need as many scores and labels, got {tuple(scores.shape)}, {tuple(labels.shape)}"
@@ -332,13 +439,10 @@ def boxes_from_masks(
 
     parts = _largest_part(masks)
     (x0, x1), (y0, y1) = first_and_last(parts.any(dim=1)), first_and_last(parts.any(dim=2))
-    boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
+    whole = {"boxes": torch.stack([x0, y0, x1, y1], dim=1).float(), "scores": scores, "labels": labels}
     some = masks.flatten(1).any(dim=1)
-    return [
-        {"boxes": boxes[i : i + 1][some[i : i + 1]], "scores": scores[i : i + 1][some[i : i + 1]],
-         "labels": labels[i : i + 1][some[i : i + 1]]}
-        for i in range(b)
-    ]  # fmt: skip
+    of_images = {name: part.to(masks.device)[some].split(some.int().tolist()) for name, part in whole.items()}
+    return [{name: parts[image] for name, parts in of_images.items()} for image in range(b)]
 
 
 COCO_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
@@ -347,24 +451,35 @@ COCO_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 def mean_average_precision(
     detections: Sequence[dict[str, Tensor]],
     truths: Sequence[dict[str, Tensor]],
-    iou_thresholds: Sequence[float] = COCO_THRESHOLDS,
+    iou_thresholds: float | Sequence[float] = COCO_THRESHOLDS,
 ) -> float:
-    """Mean average precision of boxes, as COCO counts it (Lin et al. 2014), over classes and thresholds.
+    """Mean average precision of boxes, as COCO counts it, over classes and thresholds.
 
-    detections: for each image a dictionary of boxes (m, 4) x0 y0 x1 y1, scores (m,) and labels (m,), at most
-    100 of a class counted. truths: the same without scores; all count, there are no crowds.
-    iou_thresholds: overlaps from which a box is a hit; COCO's ten by default, (.5,) for AP50.
-    Returns a share in 0 … 1. Raises TypeError or ValueError for lists and dictionaries that do not fit, or
-    where there is no true box at all. Built in lesson 09.
+    Args:
+        detections: for each image a dictionary of boxes (m, 4) x0 y0 x1 y1, scores (m,) and labels (m,), whole
+            numbers; at most 100 of a class are counted.
+        truths: the same without scores; all count, there are no crowds.
+        iou_thresholds: overlaps from which a box is a hit; COCO's ten by default, (.5,) for AP50.
+
+    Returns:
+        A share in 0 … 1.
+
+    Raises:
+        TypeError, ValueError: for lists and dictionaries that do not fit, boxes or scores that are not finite,
+            thresholds out of range, or no true box at all.
+
+    Source: Lin et al. 2014; the average over 101 recalls is that of COCO's tools.
+
+    Built in lesson 09.
     """
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} images with detections, but {len(truths)} with true boxes")
-    for name, images in {"detections": detections, "truths": truths}.items():
-        for number, image in enumerate(images):
-            _require_boxes(f"{name}[{number}]", image, ("scores",) if name == "detections" else ())
-    thresholds = torch.tensor([float(threshold) for threshold in iou_thresholds], dtype=torch.float64)
+    for number, (found, truth) in enumerate(zip(detections, truths, strict=True)):
+        _require_boxes(f"detections[{number}]", found, ("boxes", "labels", "scores"))
+        _require_boxes(f"truths[{number}]", truth, ("boxes", "labels"))
+    thresholds = torch.as_tensor(iou_thresholds, dtype=torch.float64).flatten()
     if not len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise ValueError(f"iou_thresholds must be overlaps above 0 and up to 1, got {tuple(iou_thresholds)}")
+        raise ValueError(f"iou_thresholds must be overlaps above 0 and up to 1, got {iou_thresholds}")
     classes = torch.cat([image["labels"] for image in truths]).unique().tolist() if len(truths) else []
     if not classes:
         raise ValueError("mean average precision needs at least one true box")
@@ -372,17 +487,19 @@ def mean_average_precision(
     return torch.stack(of_classes).mean().item()
 
 
-def _require_boxes(name: str, image: dict[str, Tensor], also: tuple[str, ...]) -> None:
+def _require_boxes(name: str, image: dict[str, Tensor], keys: tuple[str, ...]) -> None:
     """Raise a TypeError or ValueError unless a dictionary holds boxes (m, 4) and as many of everything else."""
-    wanted = ("boxes", "labels", *also)
-    if not isinstance(image, dict) or not all(isinstance(image.get(key), Tensor) for key in wanted):
-        raise TypeError(
-            f"{name} must be a dictionary of the tensors {', '.join(wanted)}, got {image!r}"[:200]
-        )
-    shapes = {key: tuple(image[key].shape) for key in wanted}
-    m = len(image["labels"])
-    if shapes["boxes"] != (m, 4) or any(shapes[key] != (m,) for key in wanted[1:]):
+    if not isinstance(image, dict) or not all(isinstance(image.get(key), Tensor) for key in keys):
+        raise TypeError(f"{name} must be a dictionary of the tensors {', '.join(keys)}, got {image!r}"[:200])
+    shapes = {key: tuple(image[key].shape) for key in keys}
+    m = image["labels"].numel()
+    if shapes["boxes"] != (m, 4) or any(shapes[key] != (m,) for key in keys[1:]):
         raise ValueError(f"{name} must hold boxes (m, 4) and m of the others, got {shapes}")
+    if image["labels"].is_floating_point():
+        raise TypeError(f"{name} must hold whole numbers as labels, got {image['labels'].dtype}")
+    for key in keys:
+        if not image[key].isfinite().all():
+            raise ValueError(f"{name} must hold finite {key}, got {image[key].tolist()}")
     if not (image["boxes"][:, :2] <= image["boxes"][:, 2:]).all():
         raise ValueError(
             f"{name} must hold boxes x0 y0 x1 y1 with x0 <= x1, y0 <= y1, got {image['boxes'].tolist()}"
@@ -422,9 +539,8 @@ def _average_precision(
     ranking = torch.cat(scores).argsort(descending=True, stable=True)
     right = torch.cat(hits)[ranking].double().cumsum(dim=0)  # (m, thresholds)
     precision = right / torch.arange(1, len(right) + 1)[:, None]
-    best = (
-        torch.cat([precision, precision.new_zeros(1, len(thresholds))]).flip(0).cummax(dim=0).values.flip(0)
-    )
+    precision = torch.cat([precision, precision.new_zeros(1, len(thresholds))])  # of recalls never reached
+    best = precision.flip(0).cummax(dim=0).values.flip(0)
     recalls = (torch.arange(101, dtype=torch.float64) / 100).expand(len(thresholds), -1).contiguous()
     first = torch.searchsorted((right / count).T.contiguous(), recalls)  # the rank that reaches each recall
     return best.T.gather(1, first).mean(dim=1)

@@ -13,10 +13,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vit_course.attention import fused_is_faster
-from vit_course.cait import StochasticDepth
-from vit_course.patching import require_at_least, require_between, require_floats, require_images
-from vit_course.vit import FeedForward
+from vit_course.attention import HeadedAttention, fused_is_faster
+from vit_course.patching import (
+    require_at_least,
+    require_between,
+    require_floats,
+    require_images,
+    start_linear,
+)
+from vit_course.vit import FeedForward, StochasticDepth, fill_buffers_again, residual
 
 __all__ = [
     "SqueezeExcitation",
@@ -26,6 +31,7 @@ __all__ = [
     "WindowAttention",
     "WindowTransformerBlock",
     "MaxViTBlock",
+    "Pyramid",
     "MaxViT",
 ]
 
@@ -33,19 +39,21 @@ __all__ = [
 _batch_norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
-def _require_map(features: Tensor, dim: int) -> None:
-    """Raise a TypeError or ValueError unless `features` is a float map (b, dim, rows, columns)."""
-    require_floats("features", features, "b d rows columns")
-    if features.shape[1] != dim:
-        raise ValueError(f"features must have shape (b, {dim}, rows, columns), got {tuple(features.shape)}")
-
-
 class SqueezeExcitation(nn.Module):
-    """A gate for every channel, the same at every place (Hu et al. 2018, eq. 2 to 4; SiLU as in EfficientNet).
+    """A gate for every channel, the same at every place.
 
-    dim: channels d. hidden_dim: width of the narrow layer in between.
-    Map (b, d, rows, columns) -> the same map, each channel multiplied by a number in 0 … 1. Raises ValueError
-    for a map of another width. Built in lesson 07.
+    Args:
+        dim: channels d.
+        hidden_dim: width of the narrow layer in between.
+
+    Shape: map (b, d, rows, columns) -> the same map, each channel multiplied by a number in 0 … 1.
+
+    Raises:
+        TypeError, ValueError: for sizes that do not fit.
+
+    Source: Hu et al. 2018, equations 2 to 4; SiLU as in EfficientNet.
+
+    Built in lesson 07.
     """
 
     def __init__(self, *, dim: int, hidden_dim: int) -> None:
@@ -55,18 +63,23 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        _require_map(features, self.fc1.in_channels)
         summary = features.mean(dim=(2, 3), keepdim=True)  # (b, d, 1, 1): squeeze
         return features * self.fc2(F.silu(self.fc1(summary))).sigmoid()  # excite
 
 
 class MBConvResidual(nn.Module):
-    """A branch of convolutions beside a shortcut; in training the branch is dropped for each sample by itself
-    (He et al. 2016, section 3.2; Huang et al. 2016).
+    """A branch of convolutions beside a shortcut; training drops the branch, for each sample by itself.
 
-    branch: a module from a map to a map. shortcut: a module with the same shapes, the identity by default.
-    layer_dropout: share of the samples that lose the branch.
-    Map -> shortcut(map) + branch(map). Built in lesson 07.
+    Args:
+        branch: a module from a map to a map.
+        shortcut: a module with the same shapes, the identity by default.
+        layer_dropout: share of the samples that lose the branch in training (drop path).
+
+    Shape: map -> shortcut(map) + branch(map).
+
+    Source: He et al. 2016, section 3.2; Huang et al. 2016.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -82,14 +95,23 @@ class MBConvResidual(nn.Module):
 
 
 class MBConv(MBConvResidual):
-    """Inverted bottleneck: widen, look around channel by channel, gate, narrow (Tu et al. 2022, figure 2;
-    Sandler et al. 2018).
+    """Inverted bottleneck: widen, look around channel by channel, gate, narrow.
 
-    The width inside is 4 · dim_out, that of the gate dim_out / 4, as published. dim_in, dim_out: channels of
-    the map before and after. downsample: halve its sides; the shortcut then averages and projects.
-    layer_dropout: share of the samples that lose the branch in training.
-    Map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns. Built in
-    lesson 07.
+    The width inside is 4 · dim_out, that of the gate dim_out / 4, as published.
+
+    Args:
+        dim_in, dim_out: channels of the map before and after.
+        downsample: halve the sides of the map; the shortcut then averages and projects.
+        layer_dropout: share of the samples that lose the branch in training (drop path).
+
+    Shape: map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns.
+
+    Raises:
+        TypeError, ValueError: for sizes that do not fit.
+
+    Source: Tu et al. 2022, figure 2; Sandler et al. 2018.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -109,24 +131,34 @@ class MBConv(MBConvResidual):
             se=SqueezeExcitation(dim=hidden, hidden_dim=dim_out // 4),
             project=nn.Conv2d(hidden, dim_out, 1),
         )
-        shortcut = [nn.AvgPool2d(3, stride, padding=1)] if downsample else []
+        shortcut: list[nn.Module] = []
+        if downsample:
+            shortcut.append(nn.AvgPool2d(3, stride, padding=1))
         if downsample or dim_in != dim_out:
             shortcut.append(nn.Conv2d(dim_in, dim_out, 1))
         super().__init__(
             nn.Sequential(branch), shortcut=nn.Sequential(*shortcut), layer_dropout=layer_dropout
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        _require_map(features, self.branch.expand.in_channels)
-        return super().forward(features)
-
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Which row of the bias table belongs to a query and a key of one window (Liu et al. 2021, section 3.2).
+    """Which row of the bias table belongs to a query and a key of one window.
 
-    Offsets, query minus key, run from 1 - w to w - 1 both ways; shifted to start at 0 they count like a number
-    of two digits to the base 2w - 1: down first, then across.
-    window_size: w. Returns (t, t) whole numbers below (2w - 1)², t = w². Built in lesson 07.
+    Offsets, query minus key, run from 1 - w to w - 1 both ways; shifted to start at 0 they count like a
+    number of two digits to the base 2w - 1: down first, then across.
+
+    Args:
+        window_size: w, cells along one side of a window.
+
+    Returns:
+        (t, t) whole numbers below (2w - 1)², t = w².
+
+    Raises:
+        TypeError, ValueError: for another size.
+
+    Source: Liu et al. 2021, section 3.2.
+
+    Built in lesson 07.
     """
     require_at_least(1, window_size=window_size)
     places = torch.cartesian_prod(torch.arange(window_size), torch.arange(window_size))  # (t, 2): row, column
@@ -139,19 +171,31 @@ def relative_position_index(window_size: int) -> Tensor:
 _CELLS = {"block": "(y r) (x c)", "grid": "(r y) (c x)"}
 
 
-class WindowAttention(nn.Module):
-    """Attention inside windows of w by w cells, with a learned bias for each offset (Tu et al. 2022,
-    section 3).
+class WindowAttention(HeadedAttention):
+    """Attention inside windows of w by w cells, with a learned bias for each offset.
 
-    dim: width d of a cell. axis: 'block', windows of neighbours, or 'grid', windows of cells that are spread
-    over the whole map. window_size: w. dim_head: width k of a head; d / k is the number of heads h. dropout:
-    share of the weights, and of the output, dropped in training. attention_scale: 'head' divides the scores by
-    √k, as the paper; 'dim' by √d, as torchvision.
-    Map (b, d, rows, columns) -> the same shape. It is recorded with kind 'window', weights ((b windows), h, t,
-    t), t = w². Raises ValueError for a map that windows do not fill. Built in lesson 07.
+    A record holds it with kind 'window' and weights ((b windows), h, t, t), t = w².
+
+    Args:
+        dim: width d of a cell.
+        axis: 'block', windows of neighbours, or 'grid', windows of cells that are spread over the whole map.
+        window_size: w.
+        dim_head: width k of a head; d / k is the number of heads h.
+        dropout: share of the weights, and of the output, that is dropped in training.
+        attention_scale: 'head' divides the scores by √k, as the paper; 'dim' by √d, as torchvision.
+
+    Shape: map (b, d, rows, columns) that windows fill -> the same shape.
+
+    Raises:
+        TypeError, ValueError: for sizes and names that do not fit.
+
+    Source: Tu et al. 2022, section 3.
+
+    Built in lesson 07.
     """
 
     kind = "window"
+    relative_position_index: Tensor
 
     def __init__(
         self,
@@ -163,35 +207,42 @@ class WindowAttention(nn.Module):
         dropout: float = 0.0,
         attention_scale: str = "head",
     ) -> None:
-        super().__init__()
         require_at_least(1, dim=dim, window_size=window_size, dim_head=dim_head)
-        require_between(0, 1, dropout=dropout)
         if axis not in _CELLS:
             raise ValueError(f"axis must be 'block' or 'grid', got {axis!r}")
         if attention_scale not in ("head", "dim"):
             raise ValueError(f"attention_scale must be 'head' or 'dim', got {attention_scale!r}")
         if dim % dim_head:
             raise ValueError(f"dim {dim} is not divisible by dim_head {dim_head}")
-        self.axis, self.window_size, self.heads = axis, window_size, dim // dim_head
+        super().__init__(dim=dim, heads=dim // dim_head, dim_head=dim_head, dropout=dropout)
+        self.axis, self.window_size = axis, window_size
         self.scale = (dim_head if attention_scale == "head" else dim) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, self.heads))
-        self.register_buffer(
-            "relative_position_index", relative_position_index(window_size), persistent=False
-        )
-        self.attn_drop = nn.Dropout(dropout)
+        self.register_buffer("relative_position_index", torch.empty(0), persistent=False)
+        self.fill_buffers()
+        self.register_load_state_dict_post_hook(fill_buffers_again)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(dropout)
-        self.attention_recorder = None  # set by record_attention
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        for matrix in (*self.qkv.weight.chunk(3), self.proj.weight):  # q, k and v start each for itself
-            nn.init.xavier_uniform_(matrix)
-        nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.proj.bias)
+        start_linear(self.qkv, parts=3)
+        start_linear(self.proj)
+
+    def fill_buffers(self) -> None:
+        """Compute the buffers that no file holds."""
+        index = relative_position_index(self.window_size)
+        self.relative_position_index = index.to(self.relative_position_bias_table.device)
 
     def members(self, rows: int, columns: int) -> Tensor:
-        """Which cells of a map share a window: (windows, t), cells numbered in reading order. Raises ValueError
-        where windows do not fill the map.
+        """Which cells of a map share a window.
+
+        Args:
+            rows, columns: sides of the map in cells.
+
+        Returns:
+            (windows, t), cells numbered in reading order.
+
+        Raises:
+            ValueError: where windows do not fill the map.
         """
         w = self.window_size
         if rows % w or columns % w:
@@ -203,32 +254,50 @@ class WindowAttention(nn.Module):
         """What each offset adds to the scores: (1, h, t, t)."""
         return rearrange(self.relative_position_bias_table[self.relative_position_index], "i j h -> 1 h i j")
 
+    def split(self, tokens: Tensor) -> Tensor:
+        """Sort cells into windows and channels into heads.
+
+        (b, rows, columns, h·k) -> ((b windows), h, t, k), image by image.
+        """
+        w = self.window_size
+        return rearrange(tokens, f"b {_CELLS[self.axis]} (h k) -> (b y x) h (r c) k", r=w, c=w, h=self.heads)
+
+    def merge(self, out: Tensor, down: int = 1, across: int = 1) -> Tensor:
+        """Put windows, so many down and across, back into maps, and mix the heads.
+
+        ((b windows), h, t, k) -> (b, rows, columns, d).
+        """
+        pattern = f"(b y x) h (r c) k -> b {_CELLS[self.axis]} (h k)"
+        cells = rearrange(out, pattern, r=self.window_size, y=down, x=across)
+        return self.proj_drop(self.proj(cells))
+
     def forward(self, features: Tensor) -> Tensor:
-        _require_map(features, self.qkv.in_features)
         w, (rows, columns) = self.window_size, features.shape[2:]
-        members = self.members(rows, columns)
-        parts = self.qkv(rearrange(features, "b d rows columns -> b rows columns d")).chunk(3, dim=-1)
-        windows = f"b {_CELLS[self.axis]} (h k) -> (b y x) h (r c) k"
-        q, k, v = (rearrange(part, windows, r=w, c=w, h=self.heads) for part in parts)
-        bias, dropout = self.bias().to(q.dtype), self.attn_drop.p if self.training else 0.0
+        cells = rearrange(features, "b d rows columns -> b rows columns d")
+        q, k, v = (self.split(part) for part in self.qkv(cells).chunk(3, dim=-1))
+        bias = self.bias().to(q.dtype)
         if self.attention_recorder is None and fused_is_faster(q):
-            out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, scale=self.scale)
+            out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=self.dropout, scale=self.scale)
         else:
             weights = (q * self.scale @ k.transpose(-2, -1) + bias).softmax(dim=-1)
-            if self.attention_recorder is not None:
-                self.attention_recorder(weights, (rows, columns), members)
+            self.record(weights, grid=(rows, columns), members=self.members(rows, columns))
             out = self.attn_drop(weights) @ v
-        back = f"(b y x) h (r c) k -> b {_CELLS[self.axis]} (h k)"
-        out = self.proj(rearrange(out, back, r=w, y=rows // w, x=columns // w))
-        return rearrange(self.proj_drop(out), "b rows columns d -> b d rows columns")
+        return rearrange(self.merge(out, rows // w, columns // w), "b rows columns d -> b d rows columns")
 
 
 class WindowTransformerBlock(nn.Module):
-    """Window attention, then a feed-forward layer, each on normalised cells and added to what was there (Tu
-    et al. 2022, figure 2).
+    """Window attention, then a feed-forward layer, each with a residual connection around it.
 
-    Arguments as for WindowAttention; layer_dropout: share of the samples that lose a branch in training.
-    Map (b, d, rows, columns) -> the same shape. Built in lesson 07.
+    Arguments and errors as for `WindowAttention`.
+
+    Args:
+        layer_dropout: share of the samples that lose a branch in training (drop path).
+
+    Shape: map (b, d, rows, columns) -> the same shape.
+
+    Source: Tu et al. 2022, figure 2.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -245,30 +314,41 @@ class WindowTransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
-            dim=dim, axis=axis, window_size=window_size, dim_head=dim_head, dropout=dropout,
+            dim=dim,
+            axis=axis,
+            window_size=window_size,
+            dim_head=dim_head,
+            dropout=dropout,
             attention_scale=attention_scale,
-        )  # fmt: skip
+        )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = FeedForward(dim=dim, hidden_dim=4 * dim, dropout=dropout)
         self.drop_path = StochasticDepth(layer_dropout)
 
+    def attend(self, cells: Tensor) -> Tensor:
+        """Window attention for cells (b, rows, columns, d), which it takes and gives as a map."""
+        out = self.attn(rearrange(cells, "b rows columns d -> b d rows columns"))
+        return rearrange(out, "b d rows columns -> b rows columns d")
+
     def forward(self, features: Tensor) -> Tensor:
-        _require_map(features, self.mlp.fc1.in_features)
-        cells = self.norm1(rearrange(features, "b d rows columns -> b rows columns d"))
-        features = features + self.drop_path(
-            self.attn(rearrange(cells, "b rows columns d -> b d rows columns"))
-        )
-        tokens = rearrange(features, "b d rows columns -> b (rows columns) d")
-        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return rearrange(tokens, "b (rows columns) d -> b d rows columns", rows=features.shape[2])
+        cells = rearrange(features, "b d rows columns -> b rows columns d")
+        cells = residual(cells, self.norm1, self.attend, self.drop_path)
+        cells = residual(cells, self.norm2, self.mlp, self.drop_path)
+        return rearrange(cells, "b rows columns d -> b d rows columns")
 
 
 class MaxViTBlock(nn.Sequential):
-    """MBConv, block attention, grid attention (Tu et al. 2022, figure 2).
+    """MBConv, block attention, grid attention.
 
-    dim_in, dim_out, downsample: as for MBConv; the others as for WindowTransformerBlock.
-    Map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns. Built in
-    lesson 07.
+    Args:
+        dim_in, dim_out, downsample: as for `MBConv`.
+        window_size, dim_head, dropout, layer_dropout, attention_scale: as for `WindowTransformerBlock`.
+
+    Shape: map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns.
+
+    Source: Tu et al. 2022, figure 2.
+
+    Built in lesson 07.
     """
 
     def __init__(
@@ -283,34 +363,117 @@ class MaxViTBlock(nn.Sequential):
         layer_dropout: float = 0.0,
         attention_scale: str = "head",
     ) -> None:
-        shared = dict(
-            dim=dim_out, window_size=window_size, dim_head=dim_head, dropout=dropout, layer_dropout=layer_dropout,
+        transformer = partial(
+            WindowTransformerBlock,
+            dim=dim_out,
+            window_size=window_size,
+            dim_head=dim_head,
+            dropout=dropout,
+            layer_dropout=layer_dropout,
             attention_scale=attention_scale,
-        )  # fmt: skip
-        parts = OrderedDict(
-            conv=MBConv(dim_in=dim_in, dim_out=dim_out, downsample=downsample, layer_dropout=layer_dropout),
-            block=WindowTransformerBlock(axis="block", **shared),
-            grid=WindowTransformerBlock(axis="grid", **shared),
         )
-        super().__init__(parts)
+        conv = MBConv(dim_in=dim_in, dim_out=dim_out, downsample=downsample, layer_dropout=layer_dropout)
+        block, grid = transformer(axis="block"), transformer(axis="grid")
+        super().__init__(OrderedDict[str, nn.Module](conv=conv, block=block, grid=grid))
 
 
-class MaxViT(nn.Module):
-    """Multi-axis Vision Transformer, a pyramid (Tu et al. 2022, figure 2 and table 1). Built in lesson 07.
+class Pyramid(nn.Module):
+    """Images to a map to logits: for maps what `Backbone` is for tokens, under timm's names.
 
-    num_classes: length of the logits; 0 gives pooled, normalised features. dim: width of the first stage; each
-    stage doubles it. depth: blocks of every stage, (2, 2, 5, 2) for MaxViT-T. window_size: cells along a window.
-    dim_head: width of one head. channels: c. dim_stem: width of the stem, dim by default. dropout: share
-    dropped after attention and feed-forward layers in training. layer_dropout: share of the samples that the
-    last block's branches are dropped for in training; it rises evenly from 0 in the first block.
-    attention_scale: 'head' as the paper, 'dim' as torchvision (see WindowAttention).
+    A model on top of it makes its layers, `norm` and `head` among them, and writes `encode`: images -> the
+    last map. All input is checked here, so that no layer need check it again.
 
-    Images (b, c, h, w) -> logits (b, num_classes). Sides must be multiples of `size_unit`, window_size ·
-    2^(stages + 1) pixels, so that windows fill the map of every stage: 224 for the published models. Raises
-    ValueError or TypeError for sizes that do not fit.
+    Args:
+        num_classes: length of the logits; 0 gives pooled features.
+        dim: width d of the last map.
+        size_unit: what both sides of an image must be multiples of, in pixels.
+        channels: c.
+
+    Attributes:
+        num_features: d, the width of the features.
+        num_classes: length of the logits, 0 for none.
+        num_prefix_tokens: 0, there are no class tokens.
+        size_unit, channels: as above.
+        norm, head: what follows the pooling, (b, d) -> (b, d) -> (b, num_classes).
+
+    Shape: images (b, c, h, w) -> logits (b, num_classes), or pooled, normalised features (b, d) for
+    num_classes 0.
+
+    Raises:
+        TypeError, ValueError: for sizes, images and maps that do not fit.
+
+    Built in lesson 07.
     """
 
     num_prefix_tokens = 0
+    norm: nn.Module
+    head: nn.Module
+
+    def __init__(self, *, num_classes: int, dim: int, size_unit: int, channels: int = 3) -> None:
+        super().__init__()
+        require_at_least(0, num_classes=num_classes)
+        require_at_least(1, dim=dim, size_unit=size_unit, channels=channels)
+        self.num_features, self.num_classes = dim, num_classes
+        self.size_unit, self.channels = size_unit, channels
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (b, c, h, w), checked before -> the last map (b, d, rows, columns)."""
+        raise NotImplementedError(f"{type(self).__name__} has no encode")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (b, c, h, w) -> the last map (b, d, rows, columns), not normalised: pooling comes first."""
+        require_images(images, self.channels)
+        (height, width), unit = images.shape[2:], self.size_unit
+        if height % unit or width % unit:
+            nearest = tuple(max(1, round(side / unit)) * unit for side in (height, width))
+            raise ValueError(
+                f"image size {(height, width)} does not fit: both sides must be multiples of {unit} pixels; "
+                f"the nearest size is {nearest}"
+            )
+        return self.encode(images)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """A map (b, d, rows, columns), pooled, then normalised -> logits (b, num_classes).
+
+        Where there are no classes, these features (b, d).
+        """
+        require_floats("features", features, "b d rows columns")
+        if features.shape[1] != self.num_features:
+            shape = tuple(features.shape)
+            raise ValueError(f"features must have shape (b, {self.num_features}, rows, columns), got {shape}")
+        return self.head(self.norm(features.mean(dim=(2, 3))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+class MaxViT(Pyramid):
+    """Multi-axis Vision Transformer, a pyramid.
+
+    Args:
+        num_classes: length of the logits; 0 gives pooled, normalised features.
+        dim: width of the first stage; each stage doubles it.
+        depth: blocks of every stage, (2, 2, 5, 2) for MaxViT-T.
+        window_size: cells along one side of a window.
+        dim_head: width of one head.
+        channels: c.
+        dim_stem: width of the stem, dim by default.
+        dropout: share dropped after attention and feed-forward layers in training.
+        layer_dropout: share of the samples that lose the branches of the last block in training; it rises
+            evenly from 0 in the first block.
+        attention_scale: 'head' as the paper, 'dim' as torchvision (see `WindowAttention`).
+
+    Shape: images (b, c, h, w) -> logits (b, num_classes). Both sides must be multiples of `size_unit`,
+    window_size · 2^(stages + 1) pixels, so that windows fill the map of every stage: 224 for the published
+    models. The last map is (b, d, h / 2^(stages + 1), w / 2^(stages + 1)).
+
+    Raises:
+        TypeError, ValueError: for sizes that do not fit.
+
+    Source: Tu et al. 2022, figure 2 and table 1.
+
+    Built in lesson 07.
+    """
 
     def __init__(
         self,
@@ -326,21 +489,17 @@ class MaxViT(nn.Module):
         layer_dropout: float = 0.0,
         attention_scale: str = "head",
     ) -> None:
-        super().__init__()
         if not isinstance(depth, tuple | list) or not depth:
             raise TypeError(f"depth must be a tuple, the number of blocks of every stage, got {depth!r}")
         for blocks in depth:
             require_at_least(1, depth=blocks)
         dim_stem = dim if dim_stem is None else dim_stem
-        require_at_least(0, num_classes=num_classes)
-        require_at_least(1, dim=dim, channels=channels, dim_stem=dim_stem, window_size=window_size)
+        require_at_least(1, dim=dim, dim_stem=dim_stem, window_size=window_size)
         require_between(0, 1, layer_dropout=layer_dropout)
-        widths = [dim * 2**stage for stage in range(len(depth))]
-        self.num_features = widths[-1]
-        self.size_unit = window_size * 2 ** (len(depth) + 1)
-        shared = dict(
-            window_size=window_size, dim_head=dim_head, dropout=dropout, attention_scale=attention_scale
-        )
+        stages = len(depth)
+        widths = [dim_stem, *(dim * 2**stage for stage in range(stages))]
+        size_unit = window_size * 2 ** (stages + 1)
+        super().__init__(num_classes=num_classes, dim=widths[-1], size_unit=size_unit, channels=channels)
 
         stem = OrderedDict(
             conv1=nn.Conv2d(channels, dim_stem, 3, stride=2, padding=1, bias=False),
@@ -349,45 +508,30 @@ class MaxViT(nn.Module):
             conv2=nn.Conv2d(dim_stem, dim_stem, 3, padding=1),
         )
         self.stem = nn.Sequential(stem)
-        self.stages = nn.Sequential(*(nn.Sequential() for _ in depth))
-        before, built, last = dim_stem, 0, max(sum(depth) - 1, 1)
-        for stage, width, blocks in zip(self.stages, widths, depth, strict=True):
-            for number in range(blocks):
-                rate = layer_dropout * built / last
-                stage.append(
-                    MaxViTBlock(dim_in=before, dim_out=width, downsample=number == 0, layer_dropout=rate, **shared)
-                )  # fmt: skip
-                before, built = width, built + 1
-        self.norm = nn.LayerNorm(self.num_features)
-        self.head = nn.Identity()
+        block = partial(
+            MaxViTBlock,
+            window_size=window_size,
+            dim_head=dim_head,
+            dropout=dropout,
+            attention_scale=attention_scale,
+        )
+        rates = iter([layer_dropout * number / max(sum(depth) - 1, 1) for number in range(sum(depth))])
+        self.stages = nn.Sequential()
+        for before, width, blocks in zip(widths[:-1], widths[1:], depth, strict=True):
+            first = block(dim_in=before, dim_out=width, downsample=True, layer_dropout=next(rates))
+            rest = [
+                block(dim_in=width, dim_out=width, downsample=False, layer_dropout=next(rates))
+                for _ in range(blocks - 1)
+            ]
+            self.stages.append(nn.Sequential(first, *rest))
+
+        last = self.num_features
+        self.norm, self.head = nn.LayerNorm(last), nn.Identity()
         if num_classes:
-            hidden, logits = (
-                nn.Linear(self.num_features, self.num_features),
-                nn.Linear(self.num_features, num_classes, bias=False),
-            )
+            hidden, logits = nn.Linear(last, last), nn.Linear(last, num_classes, bias=False)
             self.head = nn.Sequential(hidden, nn.Tanh(), logits)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images (b, c, h, w) -> the map of the last stage (b, d, h / 2^(stages + 1), w / 2^(stages + 1)), not
-        normalised: the norm follows the pooling.
-        """
-        require_images(images, self.stem.conv1.in_channels)
-        size, unit = tuple(images.shape[2:]), self.size_unit
-        if size[0] % unit or size[1] % unit:
-            nearest = tuple(max(1, round(side / unit)) * unit for side in size)
-            raise ValueError(
-                f"image size {size} does not fit: both sides must be multiples of {unit}, so that windows fill "
-                f"the map of every stage; the nearest size is {nearest}"
-            )
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (b, c, h, w), checked before -> the map of the last stage (b, d, rows, columns)."""
         # With the channels of a pixel side by side in memory, maps and tokens are two views of one table.
         return self.stages(self.stem(images.contiguous(memory_format=torch.channels_last)))
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """A map (b, d, rows, columns), pooled, then normalised -> logits (b, num_classes), or these features (b, d)
-        where there are no classes.
-        """
-        _require_map(features, self.num_features)
-        return self.head(self.norm(features.mean(dim=(2, 3))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))

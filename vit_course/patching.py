@@ -1,7 +1,7 @@
 """Patching.
 
-How does a picture become a table that a transformer can read, one row per patch, and what must we add so that nothing
-is lost?
+How does a picture become a table that a transformer can read, one row per patch, and what must we add so that
+nothing is lost?
 
 Made from notebooks/01_patching.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -44,6 +44,8 @@ def pair(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
     Raises:
         TypeError: for anything but ints.
         ValueError: for sizes below one.
+
+    Built in lesson 01.
     """
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
@@ -55,7 +57,10 @@ def pair(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
 
 
 def require_at_least(minimum: int, **sizes: int) -> None:
-    """Raise a TypeError or ValueError with its name, unless every size is an int from `minimum` on."""
+    """Raise a TypeError or ValueError with its name, unless every size is an int from `minimum` on.
+
+    Built in lesson 01.
+    """
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(f"{name} must be an int, got {size!r}")
@@ -64,7 +69,10 @@ def require_at_least(minimum: int, **sizes: int) -> None:
 
 
 def require_between(low: float, high: float, **numbers: float) -> None:
-    """Raise a TypeError or ValueError with its name, unless every number is in low … high."""
+    """Raise a TypeError or ValueError with its name, unless every number is in low … high.
+
+    Built in lesson 01.
+    """
     for name, number in numbers.items():
         if not isinstance(number, Real) or isinstance(number, bool):
             raise TypeError(f"{name} must be a number, got {number!r}")
@@ -73,7 +81,10 @@ def require_between(low: float, high: float, **numbers: float) -> None:
 
 
 def require_floats(name: str, tensor: Tensor, axes: str) -> None:
-    """Raise a TypeError or ValueError unless `tensor` holds floats and has axes such as "b n d"."""
+    """Raise a TypeError or ValueError unless `tensor` holds floats and has axes such as "b n d".
+
+    Built in lesson 01.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor with axes ({axes}), got {tensor!r}"[:200])
     if tensor.ndim != len(axes.split()):
@@ -92,6 +103,8 @@ def patch_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int])
 
     Raises:
         TypeError, ValueError: for other sizes, and where the patches do not fill the image exactly.
+
+    Built in lesson 01.
     """
     image_size, patch_size = pair(image_size, "image_size"), pair(patch_size, "patch_size")
     if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
@@ -107,6 +120,8 @@ def require_images(images: Tensor, channels: int | None = None) -> None:
     Args:
         images: the batch.
         channels: the c that it must have, any by default.
+
+    Built in lesson 01.
     """
     require_floats("images", images, "b c h w")
     if channels is not None and images.shape[1] != channels:
@@ -116,7 +131,10 @@ def require_images(images: Tensor, channels: int | None = None) -> None:
 
 
 def require_tokens(tokens: Tensor, dim: int) -> None:
-    """Raise a TypeError or ValueError unless `tokens` is a float tensor (b, n, dim)."""
+    """Raise a TypeError or ValueError unless `tokens` is a float tensor (b, n, dim).
+
+    Built in lesson 01.
+    """
     require_floats("tokens", tokens, "b n d")
     if tokens.shape[2] != dim:
         raise ValueError(f"tokens must have shape (b, n, {dim}), got {tuple(tokens.shape)}")
@@ -139,6 +157,8 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
         TypeError, ValueError: for other images, and where patches do not fill them.
 
     Source: Dosovitskiy et al. 2020, section 3.1.
+
+    Built in lesson 01.
     """
     require_images(images)
     p1, p2 = pair(patch_size, "patch_size")
@@ -161,6 +181,8 @@ def unpatchify(
 
     Raises:
         TypeError, ValueError: where the number or the length of the patches does not fit.
+
+    Built in lesson 01.
     """
     p1, p2 = pair(patch_size, "patch_size")
     rows, columns = patch_grid(image_size, (p1, p2))
@@ -181,6 +203,8 @@ def start_linear(layer: nn.Linear | nn.Conv2d, parts: int = 1) -> None:
     Args:
         layer: changed in place; a convolution counts as the matrix that it multiplies patches with.
         parts: how many matrices lie on top of each other in its weight; each starts for itself.
+
+    Built in lesson 01.
     """
     for matrix in layer.weight.flatten(1).chunk(parts):
         nn.init.xavier_uniform_(matrix)
@@ -205,6 +229,8 @@ class PatchEmbedding(nn.Module):
         TypeError, ValueError: for sizes and images that do not fit.
 
     Source: Dosovitskiy et al. 2020, equation 1.
+
+    Built in lesson 01.
     """
 
     def __init__(self, *, patch_size: int | tuple[int, int], dim: int, channels: int = 3) -> None:
@@ -228,6 +254,8 @@ def halvings(patch_size: int) -> int:
 
     Raises:
         TypeError, ValueError: for another side.
+
+    Built in lesson 01.
     """
     require_at_least(1, patch_size=patch_size)
     steps = patch_size.bit_length() - 1
@@ -254,6 +282,8 @@ class ConvStem(nn.Module):
         TypeError, ValueError: for sizes and images that do not fit.
 
     Source: Xiao et al. 2021, "Early convolutions help transformers see better".
+
+    Built in lesson 01.
     """
 
     def __init__(self, *, patch_size: int, dim: int, channels: int = 3) -> None:
@@ -296,6 +326,8 @@ def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000
         TypeError, ValueError: for another grid, width or temperature.
 
     Source: Beyer et al. 2022, as in the SimpleViT of big_vision.
+
+    Built in lesson 01.
     """
     rows, columns = pair(grid, "grid")
     require_at_least(4, dim=dim)
@@ -330,6 +362,8 @@ def resize_positions(
         TypeError, ValueError: where the positions do not fill the old grid.
 
     Source: Dosovitskiy et al. 2020, section 3.2 (2D interpolation of the positions).
+
+    Built in lesson 01.
     """
     old_grid, new_grid = pair(old_grid, "old_grid"), pair(new_grid, "new_grid")
     require_floats("positions", positions, "n d")

@@ -1,6 +1,7 @@
 """Training.
 
-How does a model get from random numbers to right answers, and how do you know that the number at the end is true?
+How does a model get from random numbers to right answers, and how do you know that the number at the end is
+true?
 
 Made from notebooks/04_training.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -47,14 +48,16 @@ def cosine_schedule(step: int, steps: int, start: float, end: float = 0.0, warmu
 
     Source:
         Loshchilov and Hutter 2016, SGDR, eq. 5.
+
+    Built in lesson 04.
     """
     require_at_least(1, steps=steps)
     require_between(0, steps - 1, step=step, warmup=warmup)
     require_between(-math.inf, math.inf, start=start, end=end)
     if step < warmup:
-        return start * (step + 1) / warmup
+        return float(start * (step + 1) / warmup)
     progress = (step - warmup) / (steps - warmup)
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    return float(end + (start - end) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def _decay_groups(*modules: nn.Module) -> list[dict]:
@@ -119,6 +122,8 @@ def augment(
 
     Raises:
         ValueError: for a scale outside 0 … 1 or in the wrong order.
+
+    Built in lesson 04.
     """
     require_images(images)
     if not isinstance(scale, tuple | list) or len(scale) != 2:
@@ -164,7 +169,7 @@ class _Stream:
     def __init__(self, batches: Callable | Iterable, seed: int, device: torch.device) -> None:
         self.batches, self.seed, self.device = batches, seed, device
         self.generator = torch.Generator().manual_seed(seed)
-        self.own_states = [generator.get_state() for generator in _own_generators(batches)]
+        self.first_states = self._own_states()
         if isinstance(batches, DataLoader):
             batches._iterator = None  # persistent workers would go on from the random state of another run
         self.draws = self._draw()
@@ -198,26 +203,30 @@ class _Stream:
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "own_generators": self.own_states}
+        own = self._own_states() if callable(self.batches) else self.first_states
+        return {"generator": self.generator.get_state(), "own_generators": own}
+
+    def _own_states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in _own_generators(self.batches)]
 
     def load_state_dict(self, state: dict[str, Any], drawn: int) -> None:
         """Go on behind `drawn` batches. The order of an iterable cannot be loaded, so it is drawn again."""
         own = _own_generators(self.batches)
-        self.own_states = state.get("own_generators", self.own_states)  # an older file has none
-        if len(own) != len(self.own_states):
+        self.first_states = state.get("own_generators", self.first_states)  # an older file has none
+        if len(own) != len(self.first_states):
             raise ValueError(
-                f"the batches of the stopped run had {len(self.own_states)} generators of their own, these "
+                f"the batches of the stopped run had {len(self.first_states)} generators of their own, these "
                 f"have {len(own)}: their order cannot be drawn again"
             )
-        for generator, start in zip(own, self.own_states, strict=True):
-            generator.set_state(start)
+        for generator, saved in zip(own, self.first_states, strict=True):
+            generator.set_state(saved)
         for _ in range(0 if callable(self.batches) else drawn):
             next(self.draws)
         self.generator.set_state(state["generator"])
 
 
 def _own_generators(batches: Callable | Iterable) -> list[torch.Generator]:
-    """The generators that an iterable brings: of a DataLoader, its samplers and its data set."""
+    """The generators that batches bring themselves: those of a DataLoader, its samplers and its data set."""
     sampler, batch_sampler, dataset = (
         getattr(batches, name, None) for name in ("sampler", "batch_sampler", "dataset")
     )
@@ -267,6 +276,8 @@ def eval_mode(model: nn.Module) -> Iterator[torch.device]:
 
     Raises:
         TypeError: for anything but a module.
+
+    Built in lesson 04.
     """
     with _modes_kept(model):
         model.eval()
@@ -327,6 +338,8 @@ class Run:
         step: number of the step that runs, from 0; in `on_start` that of the first one to come.
         finished: how many steps are done, those before a resume included.
         history: the numbers recorded so far, in lists under their names.
+
+    Built in lesson 04.
     """
 
     model: nn.Module
@@ -422,7 +435,7 @@ def fit(
         resume: go on from that file if it is there; the weights come out the same as without the stop.
         seed: of the batches and of dropout; the caller's random state is left as it was.
         progress: show a bar.
-        clip: the largest total norm of the gradients; above it they are scaled down to it.
+        clip: the largest total norm of the gradients after `before_step`; above it they are scaled down.
 
     Returns:
         The history: a number for each step under "loss", "lr" and the names that the loss gave, and what the
@@ -435,6 +448,8 @@ def fit(
 
     Source:
         Loshchilov and Hutter 2017, Decoupled weight decay regularization.
+
+    Built in lesson 04.
     """
     _require_settings(loss, steps, seed, clip)
     learning_rate = _as_schedule(
@@ -490,6 +505,8 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
 
     Raises:
         ValueError: where there are no images, for shapes that do not fit, and for logits that are NaN.
+
+    Built in lesson 04.
     """
     right = seen = 0
     with eval_mode(model) as device:
@@ -515,114 +532,6 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
     return right / seen
 
 
-def _require_settings(loss: Callable, steps: int, seed: int, clip: float | None) -> None:
-    """Refuse numbers out of range and a loss that cannot be called, before the training."""
-    require_at_least(1, steps=steps)
-    require_at_least(0, seed=seed)
-    if not callable(loss):
-        raise TypeError(f"loss must be a function, got {loss!r}")
-    if clip is not None:
-        require_between(0, math.inf, clip=clip)
-        if clip == 0:
-            raise ValueError("clip must be above 0, got 0: no gradient would be left")
-
-
-def _require_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
-    """The callbacks, once each is known to have a method that the loop calls."""
-    if not isinstance(callbacks, list | tuple):
-        raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
-    events = ("on_start", "before_step", "after_step", "on_end")
-    for callback in callbacks:
-        if isinstance(callback, type) or not any(
-            callable(getattr(callback, event, None)) for event in events
-        ):
-            raise TypeError(
-                f"a callback is an object with some of the methods {', '.join(events)}, got {callback!r}"
-            )
-    return callbacks
-
-
-class _StepFunctions:
-    """The functions `before_step` and `after_step` of `fit`, which take a step's number, as a callback."""
-
-    def __init__(self, before: Callable[[int], Any] | None, after: Callable[[int], Any] | None) -> None:
-        for name, function in {"before_step": before, "after_step": after}.items():
-            if function is not None and not callable(function):
-                raise TypeError(f"{name} must be a function, got {function!r}")
-        self.before, self.after = before, after
-
-    def before_step(self, run: Run) -> None:
-        if self.before:
-            self.before(run.step)
-
-    def after_step(self, run: Run) -> None:
-        if self.after:
-            self.after(run.step)
-
-
-class _Progress:
-    """A bar with the numbers that are recorded at every step."""
-
-    def on_start(self, run: Run) -> None:
-        from tqdm import tqdm  # here, so that whoever shows no bar does not need it
-
-        self.bar = tqdm(initial=run.finished, total=run.steps, mininterval=0.5)
-
-    def after_step(self, run: Run) -> None:
-        latest = {
-            name: f"{numbers[-1]:.3f}"
-            for name, numbers in run.history.items()
-            if name != "lr" and len(numbers) == run.finished
-        }
-        self.bar.set_postfix(latest, refresh=False)
-        self.bar.update()
-
-    def on_end(self, run: Run) -> None:
-        self.bar.close()
-
-
-class Validation:
-    """A callback of `fit` that measures the model every so many steps and at the end.
-
-    A number that `measure` calls "accuracy" stands in the history under "validation_accuracy", and the number
-    of steps done at each measurement under "validation_step". The training comes out the same as without it:
-    the modes of the model and PyTorch's random state are given back.
-
-    Args:
-        measure: model -> a dictionary of numbers; the model is in evaluation mode, without gradients.
-        every: steps between two measurements.
-        name: how the names in the history begin; two validations of one run need two names.
-
-    Raises:
-        ValueError: for `every` below 1, and in `fit` for a second validation of the same name.
-        TypeError: for a measure that is no function or gives no dictionary.
-    """
-
-    def __init__(
-        self, measure: Callable[[nn.Module], dict[str, Any]], every: int, name: str = "validation"
-    ) -> None:
-        if not callable(measure):
-            raise TypeError(f"measure must be a function of the model, got {measure!r}")
-        require_at_least(1, every=every)
-        self.measure, self.every, self.name = measure, every, name
-
-    def on_start(self, run: Run) -> None:
-        if f"{self.name}_step" in run.history and not run.finished:
-            raise ValueError(f"there are two validations with the name {self.name!r}: give one another name")
-        run.history.setdefault(f"{self.name}_step", [])
-
-    def after_step(self, run: Run) -> None:
-        if run.finished % self.every and run.finished != run.steps:
-            return
-        with eval_mode(run.model), torch.no_grad(), torch.random.fork_rng():
-            numbers = self.measure(run.model)
-        if not isinstance(numbers, dict):
-            raise TypeError(f"measure must give a dictionary of numbers, got {numbers!r}")
-        run.record(
-            {f"{self.name}_{name}": number for name, number in {"step": run.finished, **numbers}.items()}
-        )
-
-
 def _checkpoint_path(checkpoint: str | Path | None, every: int | None, resume: bool) -> Path | None:
     """The file to write to, if any."""
     require_at_least(1, checkpoint_every=1 if every is None else every)
@@ -645,9 +554,8 @@ def _written_beside(path: Path, state: dict) -> Iterator[Path]:
         torch.load(temporary, weights_only=True, mmap=True)
         yield temporary
     except RuntimeError as error:
-        if isinstance(
-            error.__context__, OSError
-        ):  # torch speaks of positions in the file, this of what happened
+        # torch speaks of positions in the file; what happened is the error behind it
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
     except pickle.UnpicklingError as error:
@@ -754,13 +662,13 @@ class _Interrupts:
 
     def __enter__(self) -> "_Interrupts":
         self.pressed = False
-        self.can_listen = threading.current_thread() is threading.main_thread()
-        if self.can_listen:
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
             self.previous = signal.signal(signal.SIGINT, self._press)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.can_listen:
+        if self.in_main_thread:
             signal.signal(signal.SIGINT, self.previous)
 
     def _press(self, number: int, frame: Any) -> None:
@@ -809,3 +717,113 @@ def _interrupts_kept_from_workers(batches: Iterable) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _require_settings(loss: Callable, steps: int, seed: int, clip: float | None) -> None:
+    """Refuse numbers out of range and a loss that cannot be called, before the training."""
+    require_at_least(1, steps=steps)
+    require_at_least(0, seed=seed)
+    if not callable(loss):
+        raise TypeError(f"loss must be a function, got {loss!r}")
+    if clip is not None:
+        require_between(0, math.inf, clip=clip)
+        if clip == 0:
+            raise ValueError("clip must be above 0, got 0: no gradient would be left")
+
+
+def _require_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
+    """The callbacks, once each is known to have a method that the loop calls."""
+    if not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be a list of callbacks, got {callbacks!r}")
+    events = ("on_start", "before_step", "after_step", "on_end")
+    for callback in callbacks:
+        if isinstance(callback, type) or not any(
+            callable(getattr(callback, event, None)) for event in events
+        ):
+            raise TypeError(
+                f"a callback is an object with some of the methods {', '.join(events)}, got {callback!r}"
+            )
+    return callbacks
+
+
+class _StepFunctions:
+    """The functions `before_step` and `after_step` of `fit`, which take a step's number, as a callback."""
+
+    def __init__(self, before: Callable[[int], Any] | None, after: Callable[[int], Any] | None) -> None:
+        for name, function in {"before_step": before, "after_step": after}.items():
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function, got {function!r}")
+        self.before, self.after = before, after
+
+    def before_step(self, run: Run) -> None:
+        if self.before:
+            self.before(run.step)
+
+    def after_step(self, run: Run) -> None:
+        if self.after:
+            self.after(run.step)
+
+
+class _Progress:
+    """A bar with the numbers that are recorded at every step."""
+
+    def on_start(self, run: Run) -> None:
+        from tqdm import tqdm  # here, so that whoever shows no bar does not need it
+
+        self.bar = tqdm(initial=run.finished, total=run.steps, mininterval=0.5)
+
+    def after_step(self, run: Run) -> None:
+        latest = {
+            name: f"{numbers[-1]:.3f}"
+            for name, numbers in run.history.items()
+            if name != "lr" and len(numbers) == run.finished
+        }
+        self.bar.set_postfix(latest, refresh=False)
+        self.bar.update()
+
+    def on_end(self, run: Run) -> None:
+        self.bar.close()
+
+
+class Validation:
+    """A callback of `fit` that measures the model every so many steps and at the end.
+
+    A number that `measure` calls "accuracy" stands in the history under "validation_accuracy", and the number
+    of steps done at each measurement under "validation_step". The training comes out the same as without it:
+    the modes of the model and PyTorch's random state are given back.
+
+    Args:
+        measure: model -> a dictionary of numbers; the model is in evaluation mode, without gradients.
+        every: steps between two measurements.
+        name: how the names in the history begin; two validations of one run need two names.
+
+    Raises:
+        ValueError: for `every` below 1, and in `fit` for a second validation of the same name.
+        TypeError: for a measure that is no function or gives no dictionary.
+
+    Built in lesson 04.
+    """
+
+    def __init__(
+        self, measure: Callable[[nn.Module], dict[str, Any]], every: int, name: str = "validation"
+    ) -> None:
+        if not callable(measure):
+            raise TypeError(f"measure must be a function of the model, got {measure!r}")
+        require_at_least(1, every=every)
+        self.measure, self.every, self.name = measure, every, name
+
+    def on_start(self, run: Run) -> None:
+        if f"{self.name}_step" in run.history and not run.finished:
+            raise ValueError(f"there are two validations with the name {self.name!r}: give one another name")
+        run.history.setdefault(f"{self.name}_step", [])
+
+    def after_step(self, run: Run) -> None:
+        if run.finished % self.every and run.finished != run.steps:
+            return
+        with eval_mode(run.model), torch.no_grad(), torch.random.fork_rng():
+            numbers = self.measure(run.model)
+        if not isinstance(numbers, dict):
+            raise TypeError(f"measure must give a dictionary of numbers, got {numbers!r}")
+        run.record(
+            {f"{self.name}_{name}": number for name, number in {"step": run.finished, **numbers}.items()}
+        )

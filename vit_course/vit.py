@@ -1,7 +1,7 @@
 """Vision Transformer.
 
-How do patches and attention become a model that names what is in a picture, and how can you be sure that yours is the
-one in the paper?
+How do patches and attention become a model that names what is in a picture, and how can you be sure that
+yours is the one in the paper?
 
 Made from notebooks/03_vit.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -52,6 +52,8 @@ class FeedForward(nn.Module):
     Shape: tokens (b, n, d) -> (b, n, d).
 
     Source: Vaswani et al. 2017, section 3.3; GELU as in the ViT.
+
+    Built in lesson 03.
     """
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
@@ -84,6 +86,8 @@ class StochasticDepth(nn.Module):
         ValueError: for another rate.
 
     Source: Huang et al. 2016.
+
+    Built in lesson 03.
     """
 
     def __init__(self, rate: float) -> None:
@@ -112,6 +116,8 @@ def residual(tokens: Tensor, norm: nn.Module, branch: Callable, *steps: nn.Modul
         tokens + steps(branch(norm(tokens))).
 
     Source: He et al. 2016; the norm inside as in Dosovitskiy et al. 2020, equations 2 and 3.
+
+    Built in lesson 03.
     """
     update = branch(norm(tokens))
     for step in steps:
@@ -133,6 +139,8 @@ class TransformerBlock(nn.Module):
     Shape: tokens (b, n, d) -> (b, n, d).
 
     Source: Dosovitskiy et al. 2020, equations 2 and 3.
+
+    Built in lesson 03.
     """
 
     def __init__(
@@ -184,6 +192,8 @@ class Backbone(nn.Module):
 
     Raises:
         TypeError, ValueError: for sizes, images and tokens that do not fit.
+
+    Built in lesson 03.
     """
 
     num_prefix_tokens: int = 1
@@ -266,7 +276,10 @@ class Backbone(nn.Module):
 
 
 def classifier(dim: int, num_classes: int) -> nn.Module:
-    """A linear layer (…, dim) -> (…, num_classes), or one that changes nothing where there are no classes."""
+    """A linear layer (…, dim) -> (…, num_classes), or one that changes nothing where there are no classes.
+
+    Built in lesson 03.
+    """
     if not num_classes:
         return nn.Identity()
     head = nn.Linear(dim, num_classes)
@@ -281,6 +294,8 @@ def require_backbone(name: str, model: object, *parts: str) -> None:
         name: what the model is called in the error sentence.
         model: anything.
         parts: names of attributes and methods, such as 'forward_features' and 'num_features'.
+
+    Built in lesson 03.
     """
     for part in parts:
         if not isinstance(model, nn.Module) or not hasattr(model, part):
@@ -316,6 +331,8 @@ class ViT(Backbone):
         TypeError, ValueError: for sizes that do not fit.
 
     Source: Dosovitskiy et al. 2020, equations 1 to 4.
+
+    Built in lesson 03.
     """
 
     cls_token: nn.Parameter | None
@@ -399,6 +416,8 @@ class SimpleViT(ViT):
     Arguments, shapes and errors as for ViT; dim must be divisible by 4.
 
     Source: Beyer et al. 2022.
+
+    Built in lesson 03.
     """
 
     def __init__(
@@ -413,6 +432,7 @@ class SimpleViT(ViT):
         mlp_dim: int,
         channels: int = 3,
         dim_head: int | None = None,
+        patch_embedding: nn.Module | None = None,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -425,6 +445,7 @@ class SimpleViT(ViT):
             channels=channels,
             dim_head=dim_head,
             pool="mean",
+            patch_embedding=patch_embedding,
         )
 
     def add_positions(self) -> None:
@@ -449,5 +470,7 @@ def fill_buffers_again(model: Any, incompatible_keys: object) -> None:
     """After weights were loaded, compute the buffers that no file holds.
 
     A model built on PyTorch's meta device has none until then. For `register_load_state_dict_post_hook`.
+
+    Built in lesson 03.
     """
     model.fill_buffers()

@@ -1,7 +1,7 @@
 """XCiT.
 
-What if channels asked channels, instead of patches asking patches, so that twice the patches cost twice as much and not
-four times?
+What if channels asked channels, instead of patches asking patches, so that twice the patches cost twice as
+much and not four times?
 
 Made from notebooks/06_xcit.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -42,6 +42,8 @@ class XCAttention(MultiHeadAttention):
     Shape: tokens (b, n, d) -> (b, n, d).
 
     Source: El-Nouby et al. 2021, section 3.2.
+
+    Built in lesson 06.
     """
 
     kind = "channel"
@@ -79,6 +81,8 @@ class LocalPatchInteraction(nn.Module):
     Shape: tokens (b, n, d) and their grid (rows, columns) -> (b, n, d).
 
     Source: El-Nouby et al. 2021, section 3.3.
+
+    Built in lesson 06.
     """
 
     def __init__(self, dim: int) -> None:
@@ -113,6 +117,8 @@ class ConvPatchEmbedding(nn.Module):
         TypeError, ValueError: for sizes and images that do not fit.
 
     Source: El-Nouby et al. 2021, after Graham et al. 2021.
+
+    Built in lesson 06.
     """
 
     def __init__(self, *, patch_size: int, dim: int, channels: int = 3) -> None:
@@ -148,6 +154,8 @@ class FourierPositions(nn.Module):
     Shape: a grid (rows, columns) -> (n, d), in reading order.
 
     Source: El-Nouby et al. 2021, after Vaswani et al. 2017.
+
+    Built in lesson 06.
     """
 
     def __init__(self, dim: int) -> None:
@@ -191,6 +199,8 @@ class XCiTBlock(nn.Module):
     Shape: tokens (b, n, d) and their grid (rows, columns) -> (b, n, d).
 
     Source: El-Nouby et al. 2021, section 3.3.
+
+    Built in lesson 06.
     """
 
     def __init__(
@@ -231,6 +241,8 @@ class XCiTClassBlock(ClassAttentionBlock):
     Shape: tokens (b, 1 + n, d), the class token first -> (b, 1 + n, d).
 
     Source: El-Nouby et al. 2021, by their code.
+
+    Built in lesson 06.
     """
 
     def __init__(
@@ -285,6 +297,8 @@ class XCiT(Backbone):
         TypeError, ValueError: for sizes that do not fit.
 
     Source: El-Nouby et al. 2021.
+
+    Built in lesson 06.
     """
 
     def __init__(

@@ -180,4 +180,6 @@ def write_case(explorer: AttentionExplorer, folder: Path, name: str) -> None:
                 }
             )
         views[-1]["words"] = explorer.words
-    (folder / f"{name}.json").write_text(json.dumps({"meta": explorer._meta, "views": views}))
+    (folder / f"{name}.json").write_text(
+        json.dumps({"meta": explorer._meta, "views": views}), encoding="utf-8"
+    )

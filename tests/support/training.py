@@ -1,4 +1,4 @@
-"""What the tests of training share: a small model, batches of three kinds, losses, a run stopped at a step."""
+"""What the tests of training share: a small model, batches of three kinds, losses, a stopped run."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,193 @@
+"""Features are what a frozen backbone gives, whatever its kind, and taking them changes nothing."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import VisionTransformer
+
+from vit_course.cait import CaiT
+from vit_course.distillation import DistilledViT
+from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
+from vit_course.lab.pretrained import adapt
+from vit_course.max_vit import MaxViT
+from vit_course.vit import SimpleViT, ViT
+from vit_course.xcit import XCiT
+
+SMALL = {
+    "image_size": 16,
+    "patch_size": 4,
+    "num_classes": 5,
+    "dim": 32,
+    "depth": 2,
+    "heads": 2,
+    "mlp_dim": 64,
+}
+IMAGES = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class LeastPyramid(nn.Module):
+    """The least of a backbone that gives a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 4, stride=4)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.layer(images)
+
+
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many class tokens it has
+    "ViT": (lambda: ViT(**SMALL, dropout=0.5), 1),
+    "ViT mean": (lambda: ViT(**SMALL, pool="mean"), 0),
+    "SimpleViT": (lambda: SimpleViT(**SMALL), 0),
+    "CaiT": (lambda: CaiT(**SMALL, cls_depth=1), 1),
+    "XCiT": (lambda: XCiT(**{**SMALL, "patch_size": 8}), 1),
+    "DistilledViT": (lambda: DistilledViT(**SMALL, dropout=0.5), 2),
+    "MaxViT": (lambda: MaxViT(dim=16, depth=(1, 1), window_size=2, dim_head=8, num_classes=5), 0),
+    "map": (LeastPyramid, 0),
+    "timm": (
+        lambda: adapt(
+            timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=48, depth=1)
+        ),
+        1,
+    ),
+    "torchvision": (
+        lambda: adapt(
+            VisionTransformer(
+                image_size=16, patch_size=4, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=32, dropout=0.5
+            )
+        ),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_features_of_every_backbone(name: str) -> None:
+    torch.manual_seed(0)
+    build, prefix = BACKBONES[name]
+    backbone = build().eval()
+    with torch.no_grad():
+        tokens = torch.cat([backbone.forward_features(image[None]) for image in IMAGES])
+    if tokens.ndim == 4:
+        tokens = tokens.flatten(2).transpose(1, 2)
+    wanted = {"mean": tokens[:, prefix:].mean(dim=1), "patches": tokens[:, prefix:]}
+    if prefix:
+        wanted["cls"] = tokens[:, 0]
+    backbone.train()
+    for pool, features in wanted.items():
+        found = extract_features(backbone, IMAGES, pool, batch_size=3)
+        assert found.shape == features.shape and torch.allclose(found, features, atol=1e-4), pool
+        assert not found.requires_grad
+    assert torch.equal(
+        extract_features(backbone, IMAGES), extract_features(backbone, IMAGES, "cls" if prefix else "mean")
+    )
+    if not prefix:
+        with pytest.raises(ValueError, match="has no class token"):
+            extract_features(backbone, IMAGES, "cls")
+
+
+def test_every_part_is_put_back_into_its_own_mode_even_after_an_error() -> None:
+    backbone = ViT(**SMALL, dropout=0.5).train()
+    backbone.blocks[0].eval()
+    modes = [module.training for module in backbone.modules()]
+    extract_features(backbone, IMAGES)
+    assert [module.training for module in backbone.modules()] == modes
+    with pytest.raises(ValueError, match="not divisible"):
+        extract_features(backbone, torch.zeros(2, 3, 15, 15))
+    assert [module.training for module in backbone.modules()] == modes and len(set(modes)) == 2
+
+
+def test_running_statistics_of_a_frozen_backbone_do_not_move() -> None:
+    backbone = LeastPyramid()
+    backbone.layer = nn.Sequential(backbone.layer, nn.BatchNorm2d(8))
+    before = backbone.layer[1].running_mean.clone()
+    extract_features(backbone.train(), IMAGES)
+    assert torch.equal(before, backbone.layer[1].running_mean)
+
+
+def test_batches_in_every_form_give_the_same_features() -> None:
+    backbone = ViT(**SMALL)
+    wanted = extract_features(backbone, IMAGES)
+    loader = DataLoader(TensorDataset(IMAGES, torch.arange(7)), batch_size=2)
+    for batches in (IMAGES.split(3), loader, iter([IMAGES[:4], IMAGES[4:]]), pairs(), map(list, pairs())):
+        assert torch.allclose(extract_features(backbone, batches), wanted, atol=1e-5)
+
+
+def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+    yield from ((part, torch.zeros(len(part))) for part in IMAGES.split(5))
+
+
+@pytest.mark.parametrize("inside", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_features_may_be_taken_and_measured_in_any_gradient_mode(inside: Callable) -> None:
+    """Tensors of inference mode cannot be trained on, and the probe trains."""
+    backbone, labels = ViT(**SMALL), torch.arange(7) % 2
+    wanted = extract_features(backbone, IMAGES)
+    with inside():
+        features = extract_features(backbone, IMAGES.clone())
+        own_labels = labels.clone()
+        shares = [
+            measure(features, own_labels, features, own_labels) for measure in (knn_accuracy, linear_probe)
+        ]
+    assert torch.equal(features, wanted)
+    assert shares == [
+        measure(features, own_labels, features, own_labels) for measure in (knn_accuracy, linear_probe)
+    ]
+    assert shares == [measure(wanted, labels, wanted, labels) for measure in (knn_accuracy, linear_probe)]
+
+
+def test_nothing_that_is_lent_is_changed() -> None:
+    backbone, images = ViT(**SMALL), IMAGES.clone()
+    state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    extract_features(backbone, images)[:] = 0
+    extract_features(backbone, [images], "patches")[:] = 0
+    assert torch.equal(images, IMAGES)
+    assert all(torch.equal(state[name], tensor) for name, tensor in backbone.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("measure", [knn_accuracy, linear_probe])
+def test_a_nan_of_the_model_is_handed_on_and_named_by_the_measures(measure: Callable) -> None:
+    images, labels = IMAGES.clone(), torch.arange(7) % 2
+    images[4, 0, 0, 0] = math.nan
+    features = extract_features(ViT(**SMALL), images)
+    assert features.isnan().any(dim=1).tolist() == [False, False, False, False, True, False, False]
+    clean = extract_features(ViT(**SMALL), IMAGES)
+    for sets, sentence in [
+        ((features, labels, clean, labels), "train_features hold nan .* first in row 4, in 1 of 7 rows"),
+        ((clean, labels, features, labels), "test_features hold nan .* first in row 4, in 1 of 7 rows"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            measure(*sets)
+
+
+class Flat(nn.Module):
+    """A model that has pooled already."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, sentence",
+    [
+        ((lambda images: images, IMAGES), TypeError, "forward_features, got function"),
+        ((nn.Linear(3, 3), IMAGES), TypeError, "got Linear; vit_course.lab.pretrained.adapt makes one"),
+        ((ViT(**SMALL), IMAGES, "max"), ValueError, "pool must be .* got 'max'"),
+        ((ViT(**SMALL), IMAGES, None, 0), ValueError, "batch_size must be at least 1, got 0"),
+        ((ViT(**SMALL), (IMAGES * 255).byte()), TypeError, "divide bytes by 255"),
+        ((ViT(**SMALL), IMAGES[0]), ValueError, r"got shape \(3, 16, 16\)"),
+        ((ViT(**SMALL), []), ValueError, "no images"),
+        ((ViT(**SMALL), IMAGES[:0]), ValueError, "no images"),
+        ((ViT(**SMALL), ["path.png"]), TypeError, "path.png"),
+        ((Flat(), IMAGES), ValueError, r"must give tokens .* or a map .* got \(7, 768\) from Flat"),
+    ],
+)
+def test_refused_by_extract_features(arguments: tuple, error: type, sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        extract_features(*arguments)
