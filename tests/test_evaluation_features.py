@@ -4,19 +4,17 @@ import math
 from collections.abc import Callable, Iterator
 
 import pytest
-import timm
 import torch
+from support.models import CASES
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
 
-from vit_course.cait import CaiT
 from vit_course.distillation import DistilledViT
 from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
+from vit_course.lab.catalogue import FOREIGN
 from vit_course.lab.pretrained import adapt
-from vit_course.max_vit import MaxViT
-from vit_course.vit import SimpleViT, ViT
-from vit_course.xcit import XCiT
+from vit_course.vit import ViT
 
 SMALL = {
     "image_size": 16,
@@ -41,37 +39,26 @@ class LeastPyramid(nn.Module):
         return self.layer(images)
 
 
-BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and how many class tokens it has
-    "ViT": (lambda: ViT(**SMALL, dropout=0.5), 1),
-    "ViT mean": (lambda: ViT(**SMALL, pool="mean"), 0),
-    "SimpleViT": (lambda: SimpleViT(**SMALL), 0),
-    "CaiT": (lambda: CaiT(**SMALL, cls_depth=1), 1),
-    "XCiT": (lambda: XCiT(**{**SMALL, "patch_size": 8}), 1),
-    "DistilledViT": (lambda: DistilledViT(**SMALL, dropout=0.5), 2),
-    "MaxViT": (lambda: MaxViT(dim=16, depth=(1, 1), window_size=2, dim_head=8, num_classes=5), 0),
-    "map": (LeastPyramid, 0),
-    "timm": (
-        lambda: adapt(
-            timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=48, depth=1)
-        ),
-        1,
-    ),
-    "torchvision": (
-        lambda: adapt(
-            VisionTransformer(
-                image_size=16, patch_size=4, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=32, dropout=0.5
-            )
-        ),
-        1,
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    **{name: case.build for name, case in CASES.items()},
+    **FOREIGN,
+    "with dropout": lambda: ViT(**SMALL, dropout=0.5),
+    "two prefix tokens": lambda: DistilledViT(**SMALL, dropout=0.5),
+    "a map": LeastPyramid,
+    "torchvision's ViT": lambda: adapt(
+        VisionTransformer(
+            image_size=16, patch_size=4, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=32, dropout=0.5
+        )
     ),
 }
+PREFIX = {"two prefix tokens": 2, "a map": 0, "torchvision's ViT": 1}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_of_every_backbone(name: str) -> None:
     torch.manual_seed(0)
-    build, prefix = BACKBONES[name]
-    backbone = build().eval()
+    backbone = BACKBONES[name]().eval()
+    prefix = PREFIX.get(name, getattr(backbone, "num_prefix_tokens", 0))
     with torch.no_grad():
         tokens = torch.cat([backbone.forward_features(image[None]) for image in IMAGES])
     if tokens.ndim == 4:

@@ -1,48 +1,33 @@
 """Any backbone with plain patches learns by MPP; one whose tokens see their neighbours is refused."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support.masked import colours, seeded, small_mpp
+from support.models import CASES
 from support.parity import relative_error
 from support.unlabelled import SMALL
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from vit_course.cait import CaiT
-from vit_course.distillation import DistilledViT
+from vit_course.lab.catalogue import FOREIGN
 from vit_course.lab.data import MEAN, STD, normalise
 from vit_course.lab.pretrained import adapt
 from vit_course.max_vit import MaxViT
 from vit_course.mpp import MPP
 from vit_course.patching import ConvStem, PatchEmbedding
 from vit_course.training import fit
-from vit_course.vit import SimpleViT, ViT
+from vit_course.vit import ViT
 from vit_course.xcit import XCiT
 
-
-def timm_vit() -> nn.Module:
-    return adapt(
-        VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0)
-    )
-
-
-def torchvision_vit() -> nn.Module:
-    return adapt(TorchvisionViT(16, 4, 2, 2, 32, 64))
-
-
-BACKBONES = {
-    "ViT": lambda: ViT(**SMALL),
-    "ViT with classes": lambda: ViT(**SMALL | {"num_classes": 10, "pool": "mean", "dropout": 0.1}),
-    "SimpleViT": lambda: SimpleViT(**SMALL),
-    "DistilledViT": lambda: DistilledViT(**SMALL),
-    "CaiT": lambda: CaiT(**SMALL, layer_dropout=0.1),
-    "XCiT": lambda: XCiT(**SMALL),
-    "timm's ViT": timm_vit,
-    "torchvision's ViT": torchvision_vit,
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    **{name: case.build for name, case in CASES.items() if case.plain_patches},
+    **FOREIGN,
+    "torchvision's ViT": lambda: adapt(TorchvisionViT(16, 4, 2, 2, 32, 64)),
 }
 
 
@@ -105,6 +90,12 @@ def test_backbones_that_would_leak_are_refused(name: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(error, match=says):
         MPP(build())
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.plain_patches])
+def test_no_model_without_plain_patches_is_taken(name: str) -> None:
+    with pytest.raises((TypeError, ValueError), match="MPP hides single patches|see pixels of neighbouring"):
+        MPP(CASES[name].build())
 
 
 class NotANumber(PatchEmbedding):

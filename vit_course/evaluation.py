@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from vit_course.max_vit import Pyramid
 from vit_course.patching import pair, require_at_least, require_between, require_floats, require_images
 from vit_course.training import eval_mode
 from vit_course.vit import Backbone, require_backbone
@@ -33,7 +34,7 @@ __all__ = [
 
 @torch.no_grad()
 def extract_features(
-    backbone: Backbone,
+    backbone: Backbone | Pyramid,
     images: Tensor | Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
     pool: str | None = None,
     batch_size: int = 100,
@@ -51,7 +52,7 @@ def extract_features(
 
     Returns:
         (b, d), for 'patches' (b, n, d), on the CPU, in the order of the images, as the model gives them: a
-        NaN is refused by the measures, who name its row.
+        NaN is refused by the measures, which name its row.
 
     Raises:
         TypeError: for another model or other images.
@@ -77,7 +78,7 @@ def extract_features(
     return torch.cat(features)
 
 
-def _pooled(backbone: Backbone, features: Tensor, pool: str | None) -> Tensor:
+def _pooled(backbone: Backbone | Pyramid, features: Tensor, pool: str | None) -> Tensor:
     """Tokens or a map -> the class token (b, d), the mean of the patches (b, d), or the patches (b, n, d)."""
     if features.ndim not in (3, 4):
         raise ValueError(
@@ -103,6 +104,7 @@ def _whole_labels(name: str, features: Tensor, labels: Tensor | Sequence[int]) -
     whole = labels if isinstance(labels, Tensor) else torch.tensor(labels)
     if whole.is_floating_point() or whole.is_complex():
         raise TypeError(f"{name}_labels must be an int64 tensor or other whole numbers, got {whole.dtype}")
+    whole = whole.to(features.device, torch.int64)
     if whole.shape != features.shape[:1] or not features.numel():
         raise ValueError(
             f"{name} needs one label for every feature, at least one, got features {tuple(features.shape)} "
@@ -116,7 +118,7 @@ def _whole_labels(name: str, features: Tensor, labels: Tensor | Sequence[int]) -
             f"{name}_features hold nan or infinite numbers, first in row {bad.int().argmax()}, "
             f"in {bad.sum()} of {len(bad)} rows"
         )
-    return whole.to(features.device, torch.int64)
+    return whole
 
 
 def _both_labels(
@@ -185,7 +187,7 @@ def knn_accuracy(
     with torch.autocast(train.device.type, enabled=False):  # cosines in bfloat16 would change neighbours
         for queries, labels in zip(test.split(rows), test_labels.split(rows), strict=True):
             similarity, nearest = (queries @ train.T).topk(min(k, train.shape[0]))
-            # The nearest gets weight 1: a factor common to all votes of a row changes no winner and cannot overflow.
+            # The nearest gets weight 1: a factor common to all votes of a row changes no winner.
             weights = ((similarity - similarity[:, :1]) / temperature).exp()
             votes = weights.new_zeros(len(queries), classes).scatter_add_(1, train_labels[nearest], weights)
             right += int((votes.argmax(dim=1) == labels).sum())
@@ -211,7 +213,7 @@ def _logistic_regression(
     spread = torch.where(varies, spread, torch.inf)
     features = (features - mean) / spread
     variances, axes = torch.linalg.eigh(features.T @ features / features.shape[0])
-    # Along these axes, each divided by the root of the objective's curvature at zero weights, the valley is round.
+    # Along these axes, each divided by the root of the curvature at zero weights, the valley is round.
     axes = axes / (variances / classes + penalty).clamp(min=1e-9).sqrt()
     along_axes = features.new_zeros(classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(classes, requires_grad=True)
@@ -383,7 +385,7 @@ def jaccard(found: Tensor, truth: Tensor) -> Tensor:
 
 
 def _largest_part(masks: Tensor) -> Tensor:
-    """Of each mask (b, h, w) the largest part whose pixels touch, also at corners; an empty one stays empty."""
+    """Of each mask (b, h, w) the largest part whose pixels touch, also at corners; an empty one stays so."""
     b, h, w = masks.shape
     numbers = torch.arange(1, h * w + 1, dtype=torch.int32, device=masks.device).view(h, w) * masks
     while True:
@@ -456,8 +458,8 @@ def mean_average_precision(
     """Mean average precision of boxes, as COCO counts it, over classes and thresholds.
 
     Args:
-        detections: for each image a dictionary of boxes (m, 4) x0 y0 x1 y1, scores (m,) and labels (m,), whole
-            numbers; at most 100 of a class are counted.
+        detections: for each image a dictionary of boxes (m, 4) x0 y0 x1 y1, scores (m,) and labels (m,),
+            whole numbers; at most 100 of a class are counted.
         truths: the same without scores; all count, there are no crowds.
         iou_thresholds: overlaps from which a box is a hit; COCO's ten by default, (.5,) for AP50.
 
@@ -465,8 +467,8 @@ def mean_average_precision(
         A share in 0 … 1.
 
     Raises:
-        TypeError, ValueError: for lists and dictionaries that do not fit, boxes or scores that are not finite,
-            thresholds out of range, or no true box at all.
+        TypeError, ValueError: for lists and dictionaries that do not fit, boxes or scores that are not
+            finite, thresholds out of range, or no true box at all.
 
     Source: Lin et al. 2014; the average over 101 recalls is that of COCO's tools.
 
@@ -488,7 +490,7 @@ def mean_average_precision(
 
 
 def _require_boxes(name: str, image: dict[str, Tensor], keys: tuple[str, ...]) -> None:
-    """Raise a TypeError or ValueError unless a dictionary holds boxes (m, 4) and as many of everything else."""
+    """Raise a TypeError or ValueError unless a dictionary holds boxes (m, 4) and as many of all else."""
     if not isinstance(image, dict) or not all(isinstance(image.get(key), Tensor) for key in keys):
         raise TypeError(f"{name} must be a dictionary of the tensors {', '.join(keys)}, got {image!r}"[:200])
     shapes = {key: tuple(image[key].shape) for key in keys}
