@@ -135,6 +135,7 @@ def test_exports_with_any_batch_size(name: str) -> None:
 
 def test_backbone_protocol(model: nn.Module, name: str) -> None:
     """forward is forward_features and forward_head; forward_tokens goes on from patch_embed."""
+    assert model.num_prefix_tokens == CASES[name].prefix_tokens
     with torch.no_grad():
         for size in ((16, 16), *CASES[name].sizes):
             batch = images(2, 3, *size)
@@ -148,7 +149,7 @@ def test_backbone_protocol(model: nn.Module, name: str) -> None:
                 features.mean(dim=-1), torch.zeros(features.shape[:2]), atol=1e-5, rtol=0
             )  # normalised
             tokens = model.patch_embed(batch)
-            assert features.shape[1] == model.num_prefix_tokens + tokens.shape[1]
+            assert features.shape[1] == CASES[name].prefix_tokens + tokens.shape[1]
             assert torch.equal(model.forward_tokens(tokens, patch_grid(size, model.patch_size)), features)
 
 

@@ -2,8 +2,7 @@
 weights give.
 
     cd tests && python -m support.golden          # adds the models of the catalogue that are not stored yet
-    cd tests && python -m support.golden "CaiT"   # stores this one again, after a change that is meant to
-    move its numbers
+    cd tests && python -m support.golden "CaiT"   # stores this one again, where its numbers are meant to move
 
 One file for each case of `support.models`, in tests/golden/. Weights are rounded to half precision, so that
 the files are small, and the logits computed in double precision, so that they are the same on every

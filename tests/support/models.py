@@ -36,6 +36,12 @@ class Case:
         return 8 if (8, 8) in self.sizes else 16
 
     @property
+    def prefix_tokens(self) -> int:
+        """How many tokens of the features are no patches."""
+        own = self.variant.prefix_tokens
+        return self.row.prefix_tokens if own is None else own
+
+    @property
     def plain_patches(self) -> bool:
         """Whether each token sees its own patch only."""
         own = self.variant.plain_patches

@@ -79,11 +79,12 @@ class Variant:
     Args:
         arguments: makes the constructor's arguments that differ from the row's `tiny`; anew each time, for a
             module belongs to one model.
-        other_sizes, plain_patches: as for Row; None where they are the row's.
+        other_sizes, prefix_tokens, plain_patches: as for Row; None where they are the row's.
     """
 
     arguments: Callable[[], dict[str, Any]]
     other_sizes: Sizes | None = None
+    prefix_tokens: int | None = None
     plain_patches: bool | None = None
 
 
@@ -115,6 +116,7 @@ class Row:
         dropouts: all arguments that make training random.
         other_sizes: other (height, width) of images that its small form must take.
         features: what forward_features gives, 'tokens' (b, n, d) or a 'map' (b, d, rows, columns).
+        prefix_tokens: how many tokens of the features are no patches: class and distillation tokens.
         plain_patches: whether a token of patch_embed sees the pixels of its own patch only, as MPP needs it.
         least_depth: a depth that shows each kind of layer once.
         small: the constructor's arguments, but for image, patches, channels and classes, of a network that
@@ -128,9 +130,10 @@ class Row:
     lesson: str
     tiny: dict[str, Any]
     attention: tuple[str, ...]
-    dropouts: tuple[str, ...] = ("dropout", "emb_dropout")
+    dropouts: tuple[str, ...] = ("dropout", "emb_dropout", "layer_dropout")
     other_sizes: Sizes = ((8, 8), (24, 16), (4, 32))
     features: Literal["tokens", "map"] = "tokens"
+    prefix_tokens: int = 1
     plain_patches: bool = True
     least_depth: int | tuple[int, ...] = 1
     small: dict[str, Any] | None = None
@@ -283,10 +286,9 @@ MODELS: dict[str, Row] = {
         lesson="03",
         tiny=_TINY,
         attention=("global",),
-        dropouts=("dropout", "emb_dropout", "layer_dropout"),
         small=_SMALL | {"depth": 4, "pool": "mean"},
         variants={
-            "mean": Variant(lambda: {"pool": "mean"}),
+            "mean": Variant(lambda: {"pool": "mean"}, prefix_tokens=0),
             "wide heads": Variant(lambda: {"dim_head": 24}),
             "stem": Variant(lambda: {"patch_embedding": ConvStem(patch_size=4, dim=32)}, plain_patches=False),
         },
@@ -306,6 +308,7 @@ MODELS: dict[str, Row] = {
         tiny=_TINY,
         attention=("global",),
         dropouts=(),
+        prefix_tokens=0,
         small=_SMALL | {"depth": 4},
         published={  # nobody else has it with the same norms and biases
             "SimpleViT-S/16": Published(_sizes(384, 12, 6), 21_974_632),
@@ -319,6 +322,7 @@ MODELS: dict[str, Row] = {
         tiny=_TINY,
         attention=("global",),
         dropouts=("dropout", "emb_dropout", "layer_dropout"),
+        prefix_tokens=2,
         published={
             "DeiT-Ti/16 distilled": _of_timm(
                 "deit_tiny_distilled_patch16_224", _sizes(192, 12, 3), 5_910_800
@@ -336,7 +340,6 @@ MODELS: dict[str, Row] = {
         lesson="05",
         tiny=_TINY,
         attention=("global", "class"),
-        dropouts=("dropout", "emb_dropout", "layer_dropout"),
         small=_SMALL | {"depth": 3, "cls_depth": 1},
         published={
             "CaiT-XXS24": _of_timm("cait_xxs24_224", _sizes(192, 24, 4), 11_956_264, bench_batch=8),
@@ -354,7 +357,6 @@ MODELS: dict[str, Row] = {
         lesson="06",
         tiny=_TINY,
         attention=("channel", "class"),
-        dropouts=("dropout", "emb_dropout", "layer_dropout"),
         small=_SMALL | {"depth": 3, "cls_depth": 1},
         variants={
             "stem": Variant(
@@ -387,6 +389,7 @@ MODELS: dict[str, Row] = {
         dropouts=("dropout", "layer_dropout"),
         other_sizes=((32, 16), (16, 48)),
         features="map",
+        prefix_tokens=0,
         plain_patches=False,
         least_depth=(1, 1),
         small={"dim": 32, "depth": (2, 2), "window_size": 4, "dim_head": 16},
@@ -400,9 +403,9 @@ MODELS: dict[str, Row] = {
             "DINO": _WINDOWS_MUST_FILL,
             "EsViT": _WINDOWS_MUST_FILL,
             "MPP": Reservation(
-                "MPP hides single patches, so its backbone needs patch_embed; MaxViT has none. (Pyramids "
-                "have no token for each patch; a ViT of timm or torchvision comes in through "
-                "vit_course.lab.pretrained.adapt.)",
+                "MPP hides single patches, of which a pyramid has none: its backbone must be a model with "
+                "patch_embed, got MaxViT; vit_course.lab.pretrained.adapt makes one of a model of timm or "
+                "torchvision",
                 is_refused=True,
             ),
         },
