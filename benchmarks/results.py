@@ -578,7 +578,8 @@ def write(path: Path, title: str, rows: list[dict]) -> None:
         "rows": rows,
     }
     temporary = path.with_suffix(".part")
-    temporary.write_text(
+    text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
         json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     os.replace(temporary, path)
