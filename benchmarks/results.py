@@ -580,8 +580,6 @@ def write(path: Path, title: str, rows: list[dict]) -> None:
     temporary = path.with_suffix(".part")
     text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
-        json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
     os.replace(temporary, path)
 
 
