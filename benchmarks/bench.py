@@ -299,9 +299,8 @@ def in_fresh_process(family: str, library: str, precision: str, threads: int) ->
         library,
         precision,
     ]
-    return json.loads(
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    )
+    answer = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
+    return json.loads(answer.splitlines()[-1])
 
 
 def measure(name: str, rounds: int, threads: int, memory: bool) -> list[Row]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_course.attention import record_attention
-from vit_course.dino import DINO, DINOLoss, MultiCrop, SelfDistillation, dino_schedules
+from vit_course.dino import DINO, DINOLoss, DINOSchedule, MultiCrop, SelfDistillation
 from vit_course.es_vit import EsViT, EsViTLoss
 from vit_course.evaluation import (
     attention_masks,
@@ -276,10 +276,7 @@ class SelfSupervised:
         model_type, loss_type = {"DINO": (DINO, DINOLoss), "EsViT": (EsViT, EsViTLoss)}[self.method]
         model = model_type(backbone, self.prototypes, self.hidden, self.bottleneck, batch_norm=True)
         loss = SelfDistillation(loss_type(self.prototypes), self.spread)
-        schedules = dino_schedules(
-            model,
-            loss,
-            self.steps,
+        schedule = DINOSchedule(
             lr=self.lr,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
@@ -290,7 +287,7 @@ class SelfSupervised:
             return crop(normalise(train.sample(self.batch, generator)[0]), generator)
 
         start = time.process_time()
-        history = fit(model, batches, loss, self.steps, seed=seed, **schedules)
+        history = fit(model, batches, loss, self.steps, seed=seed, callbacks=[schedule])
         core_s = time.process_time() - start
         last = {name: mean(history[name][-50:]) for name in ("loss", "entropy")}
         return with_random(before, judge(model.backbone, train, test) | {"core_s": core_s} | last)
@@ -581,7 +578,9 @@ def write(path: Path, title: str, rows: list[dict]) -> None:
         "rows": rows,
     }
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(
+        json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(temporary, path)
 
 

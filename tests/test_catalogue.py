@@ -73,7 +73,7 @@ def test_foreign_models_are_of_the_same_small_form(name: str) -> None:
 def test_the_catalogue_needs_no_library_of_others() -> None:
     code = "import sys, vit_course.lab.catalogue; print({'timm', 'vit_pytorch'}.isdisjoint(sys.modules))"
     answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
     assert answer.stdout.strip() == "True"
 

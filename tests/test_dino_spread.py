@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parity import DIFFERENT, heat
+from support.parity import DIFFERENT, randomise
 from support.unlabelled import HEAD, crops_of, draw, slow_uniformity, slow_view_loss, small_dino, small_vit
 from torch import Tensor, nn
 
@@ -98,8 +98,8 @@ def spread_by_hand(model: DINO, crops: list[Tensor]) -> tuple[float, Tensor]:
 def clear_case(batch_norm: bool = False) -> tuple[DINO, list[Tensor]]:
     """A model whose weights show mistakes, the teacher's others than the student's, and crops."""
     model = small_dino(batch_norm=batch_norm)
-    heat(model.student, seed=1)
-    heat(model.teacher, seed=2)
+    randomise(model.student, seed=1)
+    randomise(model.teacher, seed=2)
     return model, [(1 + view) * crop for view, crop in enumerate(crops_of(b=6))]
 
 

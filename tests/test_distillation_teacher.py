@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from support.distillation import TINY, cnn_teacher, draw, images, same, small_vit, state, timm_vit
-from test_models import CASES
+from support.models import CASES
 from torch import Tensor, nn
 
 from vit_course.distillation import DistillationLoss

@@ -104,12 +104,12 @@ def test_any_backbone_learns(name: str, tmp_path: Path) -> None:
     come back from the checkpoint.
     """
     torch.manual_seed(0)
-    prefix_tokens, build = BACKBONES[name]
+    build, local_size = BACKBONES[name]
     model, loss = EsViT(build(), **HEAD, batch_norm=True), SelfDistillation(EsViTLoss(24))
-    crop, images = MultiCrop(16, 8, 2, rotation=180.0), draw(8, 3, 16, 16)
-    tokens = model.backbone.forward_features(images)
+    crop, images = MultiCrop(16, local_size, 2, rotation=180.0), draw(8, 3, 16, 16)
+    features = model.backbone.forward_features(images)
     regions = model.eval()([images, images])[0].regions[0].shape[1]
-    assert regions == (tokens.shape[1] - prefix_tokens if tokens.ndim == 3 else tokens[0, 0].numel())
+    assert regions == (math.prod(model.backbone.grid) if features.ndim == 3 else features[0, 0].numel())
     before, path = copy.deepcopy(model), tmp_path / "run.pt"
     schedule = DINOSchedule(momentum=0.5, frozen=0.0)
     history = fit(

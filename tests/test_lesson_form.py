@@ -185,7 +185,6 @@ def test_where_a_thing_is_built_is_not_typed(source):
     assert list(origins(lesson('%%#| export\ndef f(x):\n    """Says."""'), HERE)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="some lessons still type it; this mark goes when none does")
 def test_no_lesson_types_where_a_thing_is_built():
     lessons = {path: nbformat.read(path, as_version=4) for path in lesson_paths(ROOT / "notebooks")}
     faults = [f"{path.name}: {fault}" for path, lesson in lessons.items() for fault in origins(lesson, path)]

@@ -80,10 +80,7 @@ def test_stopped_and_resumed_is_the_same(pair: Pair, tmp_path: Path) -> None:
         pass
 
     def run(experiment: Experiment, stop: int | None = None, **changes) -> dict[str, list[float]]:
-        update = experiment.schedules.get("after_step", lambda step: None)
-
         def after_step(step: int) -> None:
-            update(step)
             if step == stop:
                 raise Stop
 

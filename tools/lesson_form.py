@@ -54,7 +54,7 @@ TAG_OR_TARGET = re.compile(r"<[^>]*>|(?<=\])\([^)]*\)")
 
 def form(notebook: NotebookNode, path: Path) -> Iterator[str]:
     """Every lesson has a rhythm, neighbours and its module; a rewritten one has budgets and trains early."""
-    rules = [rhythm, neighbours, module]
+    rules = [rhythm, neighbours, module, origins]
     rules += [first_edition] if path.stem in NOT_YET_REWRITTEN else [budgets, training]
     for rule in rules:
         yield from rule(notebook, path)

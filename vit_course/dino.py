@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vit_course.max_vit import Pyramid
 from vit_course.patching import require_at_least, require_between, require_floats, require_images
 from vit_course.training import Run, augment, cosine_schedule
 from vit_course.vit import Backbone, require_backbone
@@ -240,7 +241,7 @@ class MultiCropWrapper(nn.Module):
     Built in lesson 10.
     """
 
-    def __init__(self, backbone: Backbone, head: DINOHead) -> None:
+    def __init__(self, backbone: Backbone | Pyramid, head: DINOHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
@@ -300,7 +301,7 @@ class DINO(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | Pyramid,
         out_dim: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
@@ -316,12 +317,14 @@ class DINO(nn.Module):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self._averages: dict[str, Tensor] = {}
 
-    def make_network(self, backbone: Backbone, make_head: Callable[[], DINOHead]) -> MultiCropWrapper:
+    def make_network(
+        self, backbone: Backbone | Pyramid, make_head: Callable[[], DINOHead]
+    ) -> MultiCropWrapper:
         """The student; its teacher is a copy of it."""
         return MultiCropWrapper(backbone, make_head())
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> Backbone | Pyramid:
         """The teacher's backbone."""
         return self.teacher.backbone
 

@@ -22,6 +22,7 @@ from vit_course.dino import (
     require_finite,
     require_temperatures,
 )
+from vit_course.max_vit import Pyramid
 from vit_course.patching import require_between, require_floats
 from vit_course.vit import Backbone, require_backbone
 
@@ -179,7 +180,7 @@ class ViewsAndRegions(NamedTuple):
 class _RegionWrapper(MultiCropWrapper):
     """A backbone, a head for views and a head for regions: crops -> ViewsAndRegions."""
 
-    def __init__(self, backbone: Backbone, head: DINOHead, region_head: DINOHead) -> None:
+    def __init__(self, backbone: Backbone | Pyramid, head: DINOHead, region_head: DINOHead) -> None:
         super().__init__(backbone, head)
         self.region_head = region_head
 
@@ -234,7 +235,9 @@ class EsViT(DINO):
     Built in lesson 11.
     """
 
-    def make_network(self, backbone: Backbone, make_head: Callable[[], DINOHead]) -> MultiCropWrapper:
+    def make_network(
+        self, backbone: Backbone | Pyramid, make_head: Callable[[], DINOHead]
+    ) -> MultiCropWrapper:
         require_backbone("backbone", backbone, "forward_features", "forward_head")
         return _RegionWrapper(backbone, make_head(), make_head())
 

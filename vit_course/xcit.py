@@ -215,11 +215,15 @@ class XCiTBlock(nn.Module):
         layer_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=1e-6) for _ in range(3))
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = XCAttention(dim=dim, heads=heads, dim_head=dim_head, dropout=dropout)
+        self.ls1 = LayerScale(dim, init)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = FeedForward(dim=dim, hidden_dim=mlp_dim, dropout=dropout)
+        self.ls2 = LayerScale(dim, init)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
         self.local_mp = LocalPatchInteraction(dim)
-        self.ls1, self.ls2, self.ls3 = (LayerScale(dim, init) for _ in range(3))
+        self.ls3 = LayerScale(dim, init)
         self.drop_path = StochasticDepth(layer_dropout)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

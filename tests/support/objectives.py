@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from support.models import cases
-from vit_course.dino import DINO, DINOLoss, MultiCrop, SelfDistillation, dino_schedules
+from vit_course.dino import DINO, DINOLoss, DINOSchedule, MultiCrop, SelfDistillation
 from vit_course.distillation import DistillationLoss
 from vit_course.es_vit import EsViT, EsViTLoss
 from vit_course.lab import catalogue
@@ -45,7 +45,7 @@ class Experiment:
 
 def self_distillation(name: str, model: DINO, loss: nn.Module, steps: int) -> Experiment:
     loss = SelfDistillation(loss, 1.0 if name == WITH_UNIFORMITY else 0.0)
-    schedules = dino_schedules(model, loss, steps, lr=3e-3, momentum=0.9, frozen=0.0)
+    schedules = {"callbacks": [DINOSchedule(lr=3e-3, momentum=0.9, frozen=0.0)]}
     local_size = cases()[name].local_size if name in cases() else 8
     crop = MultiCrop(16, local_size, 1, rotation=180.0)
     return Experiment(model, loss, crop, model.student, model.teacher, schedules)

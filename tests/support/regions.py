@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.parity import heat
+from support.parity import randomise
 from support.unlabelled import HEAD, SMALL, crops_of, cross_entropy, draw, small_vit
 from vit_course.es_vit import EsViT, EsViTLoss, ViewsAndRegions
 from vit_course.vit import ViT
@@ -22,8 +22,8 @@ def clear_case(prefix_tokens: int = 1) -> tuple[EsViT, EsViTLoss, list[list[Tens
     """
     torch.manual_seed(0)
     model = EsViT(ViT(**SMALL, pool="cls" if prefix_tokens else "mean"), **HEAD)
-    heat(model.student, seed=1)
-    heat(model.teacher, seed=2)
+    randomise(model.student, seed=1)
+    randomise(model.teacher, seed=2)
     with torch.no_grad():
         for network in (model.student, model.teacher):
             network.backbone.norm.weight[:4] *= 6  # LayerNorm makes all lengths alike

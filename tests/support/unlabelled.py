@@ -39,17 +39,12 @@ def small_timm_vit(**changes: Any) -> nn.Module:
     return adapt(VisionTransformer(**sizes | changes))
 
 
-# Backbones of every family that take local crops of half the picture, and how many of their tokens are no
-# patches. MaxViT takes them with windows of one cell.
-BACKBONES: dict[str, tuple[int, Callable[[], nn.Module]]] = {
-    name: (case.prefix_tokens, partial(case.build, num_classes=0))
-    for name, case in CASES.items()
-    if case.local_size == 8
-} | {
-    "MaxViT": (0, partial(CASES["MaxViT"].build, num_classes=0, window_size=1)),
-    "timm's ViT": (1, small_timm_vit),
-    "timm's ViT with registers": (5, lambda: small_timm_vit(reg_tokens=4)),
-    "timm's ViT, averaged": (0, lambda: small_timm_vit(class_token=False, global_pool="avg")),
+# Every small form of the catalogue and timm's ViTs, and the side in pixels of a local crop that each takes.
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    **{name: (partial(case.build, num_classes=0), case.local_size) for name, case in CASES.items()},
+    "timm's ViT": (small_timm_vit, 8),
+    "timm's ViT with registers": (partial(small_timm_vit, reg_tokens=4), 8),
+    "timm's ViT, averaged": (partial(small_timm_vit, class_token=False, global_pool="avg"), 8),
 }
 
 

@@ -321,6 +321,7 @@ MODELS: dict[str, Row] = {
         lesson="08",
         tiny=_TINY,
         attention=("global",),
+        dropouts=("dropout", "emb_dropout", "layer_dropout"),
         prefix_tokens=2,
         published={
             "DeiT-Ti/16 distilled": _of_timm(
