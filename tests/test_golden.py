@@ -27,7 +27,7 @@ def no_luck() -> Iterator[None]:
 
 
 def test_names_shapes_and_order_of_the_state_stay(name: str) -> None:
-    """The order too: an optimiser's state, in the checkpoint of a stopped run, knows parameters by their place."""
+    """The order too: the optimiser of a stopped run knows parameters by their place."""
     state, stored = golden.state_of(CASES[name].build()), golden.stored_states()[name]
     assert list(state.items()) == list(stored.items())
 
