@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parity import DIFFERENT, SAME, heat, relative_error
+from support.parity import DIFFERENT, SAME, randomise, relative_error
 from torch import Tensor, nn
 
 from vit_course import attention as module
@@ -29,12 +29,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def hot_attention(**changes) -> MultiHeadAttention:
-    return heat(MultiHeadAttention(**{"dim": 32, "heads": 4} | changes))
+def random_attention(**changes) -> MultiHeadAttention:
+    return randomise(MultiHeadAttention(**{"dim": 32, "heads": 4} | changes))
 
 
-def hot_vit(**changes) -> ViT:
-    return heat(ViT(**SMALL | changes))
+def random_vit(**changes) -> ViT:
+    return randomise(ViT(**SMALL | changes))
 
 
 def force(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
@@ -123,7 +123,7 @@ def test_equal_to_torchs_multihead_attention(
     fused: bool, grad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force(monkeypatch, fused)
-    theirs = heat(nn.MultiheadAttention(32, 4, batch_first=True))
+    theirs = randomise(nn.MultiheadAttention(32, 4, batch_first=True))
     ours = MultiHeadAttention(dim=32, heads=4).eval()
     ours.load_state_dict(
         {
@@ -146,7 +146,7 @@ def test_equal_to_torchs_multihead_attention(
 def test_permuted_tokens_give_permuted_outputs(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, fused)
     layer, tokens, order = (
-        hot_attention(),
+        random_attention(),
         noise(2, 9, 32),
         torch.randperm(9, generator=torch.Generator().manual_seed(0)),
     )
@@ -154,9 +154,9 @@ def test_permuted_tokens_give_permuted_outputs(fused: bool, monkeypatch: pytest.
 
 
 def test_width_of_a_head_is_free() -> None:
-    layer = hot_attention(heads=3, dim_head=5)
+    layer = random_attention(heads=3, dim_head=5)
     assert layer.qkv.weight.shape == (45, 32) and layer(noise(2, 7, 32)).shape == (2, 7, 32)
-    assert hot_attention(heads=4).qkv.weight.shape == (96, 32)
+    assert random_attention(heads=4).qkv.weight.shape == (96, 32)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "no grad"])
@@ -171,7 +171,7 @@ def test_paths_agree(mode: str, precision: str, bound: float, monkeypatch: pytes
         results = []
         for fused in (True, False):
             force(monkeypatch, fused)
-            model, pixels = hot_vit().train(mode == "train"), noise(2, 3, 16, 16).requires_grad_()
+            model, pixels = random_vit().train(mode == "train"), noise(2, 3, 16, 16).requires_grad_()
             with torch.set_grad_enabled(mode != "no grad"):
                 logits = model(pixels)
             if mode != "no grad":
@@ -191,14 +191,14 @@ def test_paths_are_really_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "attend", lambda *args: calls.append("explicit") or attend(*args))
     for fused in (True, False):
         force(monkeypatch, fused)
-        hot_attention()(noise(1, 3, 32))
+        random_attention()(noise(1, 3, 32))
     assert calls == ["explicit"]
 
 
 def test_dropout_only_in_training_on_both_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     for fused in (True, False):
         force(monkeypatch, fused)
-        layer, tokens = hot_attention(dropout=0.5), noise(2, 9, 32)
+        layer, tokens = random_attention(dropout=0.5), noise(2, 9, 32)
         assert torch.equal(layer(tokens), layer(tokens))
         nn.init.eye_(layer.train().proj.weight)
         layer.proj_drop.p = 0.0
@@ -233,7 +233,7 @@ def test_recording_changes_nothing(fused: bool, training: bool, monkeypatch: pyt
     force(monkeypatch, fused)
     results = []
     for recorded in (False, True):
-        model, pixels = hot_vit().train(training), noise(2, 3, 16, 16).requires_grad_()
+        model, pixels = random_vit().train(training), noise(2, 3, 16, 16).requires_grad_()
         if recorded:
             with record_attention(model):
                 logits = model(pixels)
@@ -257,7 +257,7 @@ def traces(model: nn.Module) -> list:
 
 
 def test_recording_leaves_nothing_behind() -> None:
-    model = hot_vit()
+    model = random_vit()
     before = traces(model)
     with record_attention(model):
         model(noise(1, 3, 16, 16))
@@ -274,7 +274,7 @@ def test_recording_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize(("size", "grid"), [((16, 16), (4, 4)), ((8, 24), (2, 6)), ((4, 4), (1, 1))])
 def test_what_a_record_holds(pool: str, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    model = hot_vit(pool=pool)
+    model = random_vit(pool=pool)
     with record_attention(model) as record:
         model(noise(2, 3, *size))
     tokens = grid[0] * grid[1] + model.num_prefix_tokens
@@ -294,7 +294,7 @@ def test_what_a_record_holds(pool: str, size: tuple[int, int], grid: tuple[int, 
 
 
 def test_recorded_weights_are_those_that_were_used() -> None:
-    model = hot_vit()
+    model = random_vit()
     pixels, block = noise(2, 3, 16, 16), model.blocks[0]
     with record_attention(model) as record, torch.no_grad():
         model(pixels)
@@ -306,7 +306,7 @@ def test_recorded_weights_are_those_that_were_used() -> None:
 
 
 def test_weights_are_recorded_before_dropout() -> None:
-    model = hot_vit(dropout=0.5, emb_dropout=0.0)
+    model = random_vit(dropout=0.5, emb_dropout=0.0)
     pixels = noise(2, 3, 16, 16)
     with record_attention(model) as record:
         model(pixels)
@@ -317,7 +317,7 @@ def test_weights_are_recorded_before_dropout() -> None:
 
 
 def test_gradients_flow_through_the_record() -> None:
-    model, pixels = hot_vit(), noise(2, 3, 16, 16)
+    model, pixels = random_vit(), noise(2, 3, 16, 16)
     with record_attention(model) as record:
         logits = model(pixels)
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), record[0].weights, retain_graph=True)
@@ -327,7 +327,7 @@ def test_gradients_flow_through_the_record() -> None:
 
 
 def test_last_of_several_forwards_is_held() -> None:
-    model = hot_vit()
+    model = random_vit()
     with record_attention(model) as record:
         model(noise(1, 3, 16, 16, seed=1))
         model(noise(3, 3, 8, 24, seed=2))
@@ -338,7 +338,7 @@ def test_last_of_several_forwards_is_held() -> None:
 
 
 def test_layers_stand_in_the_order_in_which_they_ran_last() -> None:
-    layers = nn.ModuleDict({"one": hot_attention(), "other": hot_attention()})
+    layers = nn.ModuleDict({"one": random_attention(), "other": random_attention()})
     with record_attention(layers) as record:
         for name in ("one", "other", "other", "one"):
             layers[name](noise(1, 3, 32))
@@ -346,7 +346,7 @@ def test_layers_stand_in_the_order_in_which_they_ran_last() -> None:
 
 
 def test_record_can_be_used_after_the_block_and_made_again() -> None:
-    model, first, second = hot_vit(), noise(1, 3, 16, 16, seed=1), noise(1, 3, 16, 16, seed=2)
+    model, first, second = random_vit(), noise(1, 3, 16, 16, seed=1), noise(1, 3, 16, 16, seed=2)
     with record_attention(model) as record:
         model(first)
     kept = record[0].weights.clone()
@@ -363,8 +363,8 @@ def test_model_inside_a_model_and_shared_modules() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.one = self.other = hot_vit()
-            self.alone = hot_attention(dim=32)
+            self.one = self.other = random_vit()
+            self.alone = random_attention(dim=32)
 
         def forward(self, pixels: Tensor) -> Tensor:
             return self.alone(self.other.forward_features(pixels))
@@ -382,14 +382,14 @@ def test_model_inside_a_model_and_shared_modules() -> None:
 
 
 def test_layer_alone_has_no_grid() -> None:
-    layer = hot_attention()
+    layer = random_attention()
     with record_attention(layer) as record:
         layer(noise(2, 9, 32))
     assert (record[0].grid, record[0].num_prefix_tokens, record[0].name) == (None, 0, "")
 
 
 def test_what_cannot_be_recorded_says_so() -> None:
-    model = hot_vit()
+    model = random_vit()
     with record_attention(model) as record:
         with pytest.raises(ValueError, match="nothing was recorded yet"):
             list(record)
@@ -406,7 +406,7 @@ def test_what_cannot_be_recorded_says_so() -> None:
 
 
 def test_grid_is_that_of_the_tokens_that_were_there() -> None:
-    model = hot_vit()
+    model = random_vit()
     with record_attention(model) as record:
         model(noise(1, 3, 16, 16))
         model.forward_tokens(noise(1, 4, 32), (2, 2))
@@ -415,7 +415,7 @@ def test_grid_is_that_of_the_tokens_that_were_there() -> None:
 
 @pytest.mark.parametrize("dropped", [3, 8])
 def test_a_model_that_drops_patches_cannot_be_recorded(dropped: int) -> None:
-    model = hot_vit()
+    model = random_vit()
     encode = model.encode
     model.encode = lambda tokens, grid: encode(tokens, grid)[:, dropped:]
     model.blocks.register_forward_pre_hook(lambda blocks, given: (given[0][:, dropped:],))
@@ -425,7 +425,7 @@ def test_a_model_that_drops_patches_cannot_be_recorded(dropped: int) -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_made_while_recording_is_not_recorded(duplicate: Callable) -> None:
-    model, pixels = hot_vit(), noise(1, 3, 16, 16)
+    model, pixels = random_vit(), noise(1, 3, 16, 16)
     with record_attention(model) as record:
         logits = model(pixels)
         kept = record[0].weights
@@ -483,7 +483,10 @@ def test_rollout_refuses_what_does_not_multiply() -> None:
         rollout([layer_of(torch.ones(1, 1, 4, 4)), layer_of(torch.ones(1, 1, 5, 5))])
     with pytest.raises(ValueError, match="none"):
         rollout([layer_of(torch.ones(1, 1, 4, 4), "channel")])
-    with pytest.raises(ValueError, match="nothing was recorded yet"), record_attention(hot_vit()) as record:
+    with (
+        pytest.raises(ValueError, match="nothing was recorded yet"),
+        record_attention(random_vit()) as record,
+    ):
         rollout(record)
     with pytest.raises(TypeError, match="tensor"):
         rollout([torch.ones(1, 1, 4, 4)])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.parity import DIFFERENT, SAME, heat, relative_error
+from support.parity import DIFFERENT, SAME, randomise, relative_error
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,7 +48,7 @@ def test_layer_scale_starts_by_the_depth_of_the_whole_model(depth: int, init: fl
 
 
 def test_without_scale_the_trunk_does_nothing() -> None:
-    model = heat(small_cait())
+    model = randomise(small_cait())
     for block in model.blocks:
         block.ls1.gamma.data.zero_()
         block.ls2.gamma.data.zero_()
@@ -77,7 +77,7 @@ def test_mixing_heads_is_a_sum_over_heads() -> None:
 
 
 def talking() -> TalkingHeadsAttention:
-    return heat(TalkingHeadsAttention(dim=32, heads=4))
+    return randomise(TalkingHeadsAttention(dim=32, heads=4))
 
 
 def test_heads_that_only_hear_themselves_are_plain_attention() -> None:
@@ -120,7 +120,7 @@ def test_recorded_weights_are_the_ones_used() -> None:
 
 
 def test_class_attention_is_the_first_row_of_plain_attention() -> None:
-    attention, plain = heat(ClassAttention(dim=32, heads=4)), MultiHeadAttention(dim=32, heads=4)
+    attention, plain = randomise(ClassAttention(dim=32, heads=4)), MultiHeadAttention(dim=32, heads=4)
     state = attention.state_dict()
     plain.load_state_dict(
         {f"qkv.{part}": torch.cat([state[f"{name}.{part}"] for name in "qkv"]) for part in ("weight", "bias")}
@@ -143,7 +143,7 @@ def test_class_attention_drops_in_training_only() -> None:
 
 
 def test_class_stage_leaves_the_patches_alone() -> None:
-    block, tokens = heat(ClassAttentionBlock(dim=32, heads=4, mlp_dim=64, init=1.0)), normal(2, 7, 32)
+    block, tokens = randomise(ClassAttentionBlock(dim=32, heads=4, mlp_dim=64, init=1.0)), normal(2, 7, 32)
     out = block(tokens)
     assert torch.equal(out[:, 1:], tokens[:, 1:])
     assert relative_error(out[:, :1], tokens[:, :1]) > DIFFERENT
@@ -200,7 +200,7 @@ def test_stochastic_depth_at_rate_one(dtype: torch.dtype) -> None:
 
 
 def test_layer_dropout_drops_branches_of_single_samples_in_the_first_stage() -> None:
-    model = heat(small_cait(layer_dropout=0.5, depth=4)).train()
+    model = randomise(small_cait(layer_dropout=0.5, depth=4)).train()
     torch.manual_seed(0)
     same = images(1, 3, 16, 16).expand(16, -1, -1, -1)
     assert len({round(value, 4) for value in model(same)[:, 0].tolist()}) > 8, "one draw for the whole batch"
@@ -213,7 +213,7 @@ def test_layer_dropout_drops_branches_of_single_samples_in_the_first_stage() -> 
 
 
 def test_a_trunk_without_branches_is_the_identity() -> None:
-    model, tokens = heat(small_cait(layer_dropout=1.0)).train(), normal(2, 16, 32)
+    model, tokens = randomise(small_cait(layer_dropout=1.0)).train(), normal(2, 16, 32)
     assert torch.equal(model.blocks(tokens), tokens)
 
 
@@ -221,7 +221,7 @@ def test_a_trunk_without_branches_is_the_identity() -> None:
 
 
 def test_record_tells_the_stages_apart() -> None:
-    model = heat(small_cait())
+    model = randomise(small_cait())
     with record_attention(model) as record:
         recorded = model(images(2, 3, 8, 24))
     assert relative_error(recorded, model(images(2, 3, 8, 24))) < SAME
@@ -235,7 +235,7 @@ def test_record_tells_the_stages_apart() -> None:
 
 
 def test_rollout_takes_the_first_stage_and_normalises_it() -> None:
-    model = heat(small_cait())
+    model = randomise(small_cait())
     with record_attention(model) as record, torch.no_grad():
         model(images(2, 3, 16, 16))
     result = rollout(record)

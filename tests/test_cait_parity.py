@@ -6,7 +6,7 @@ from types import MethodType
 import pytest
 import timm
 import torch
-from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from timm.models.cait import Cait
 from torch import Tensor, nn
 
@@ -59,14 +59,14 @@ def suited(model: Cait, batch: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("config", TIMM.values(), ids=TIMM.keys())
-@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["hot", "faint"])
+@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["large", "faint"])
 def test_equal_to_timm(config: dict, input_scale: float) -> None:
-    theirs = heat(timm_cait(**config), input_scale=input_scale)
+    theirs = randomise(timm_cait(**config), input_scale=input_scale)
     assert disagreement(from_timm(theirs), theirs, suited(theirs)) < SAME
 
 
 def test_recorded_is_equal_to_timm_too() -> None:
-    theirs = heat(timm_cait())
+    theirs = randomise(timm_cait())
     ours = from_timm(theirs)
     with record_attention(ours) as record:
         assert disagreement(ours, theirs, suited(theirs)) < SAME
@@ -74,7 +74,7 @@ def test_recorded_is_equal_to_timm_too() -> None:
 
 
 def test_gradients_equal_to_timm() -> None:
-    theirs = heat(timm_cait())
+    theirs = randomise(timm_cait())
     ours = from_timm(theirs)
     gradients = []
     for model in (ours, theirs):
@@ -148,7 +148,7 @@ def no_scale_in_the_class_stage(attention: ClassAttention) -> None:
 
 @_for_each(ClassAttentionBlock)
 def talking_heads_in_the_class_stage(block: ClassAttentionBlock) -> None:
-    theirs, talking = block.attn, heat(TalkingHeadsAttention(dim=64, heads=4))
+    theirs, talking = block.attn, randomise(TalkingHeadsAttention(dim=64, heads=4))
     for name in ("weight", "bias"):
         three = torch.cat([getattr(getattr(theirs, part), name).data for part in ("q", "k", "v")])
         getattr(talking.qkv, name).data.copy_(three)
@@ -223,7 +223,7 @@ MUTANTS += [class_token_from_the_start, no_class_stage, no_last_norm, no_positio
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_parity_sees_mistakes(mutate: Callable[[CaiT], None]) -> None:
-    theirs = heat(timm_cait())
+    theirs = randomise(timm_cait())
     ours = from_timm(theirs)
     assert disagreement(ours, theirs, suited(theirs)) < SAME
     mutate(ours)
@@ -231,7 +231,7 @@ def test_parity_sees_mistakes(mutate: Callable[[CaiT], None]) -> None:
 
 
 def test_parity_sees_a_wrong_epsilon_in_faint_tokens() -> None:
-    theirs = heat(timm_cait(), input_scale=1e-3)
+    theirs = randomise(timm_cait(), input_scale=1e-3)
     ours = from_timm(theirs)
     for module in ours.modules():
         if isinstance(module, nn.LayerNorm):
@@ -240,7 +240,7 @@ def test_parity_sees_a_wrong_epsilon_in_faint_tokens() -> None:
 
 
 def test_parity_sees_an_approximate_gelu() -> None:
-    theirs = heat(timm_cait())
+    theirs = randomise(timm_cait())
     ours = from_timm(theirs)
     for block in (*ours.blocks, *ours.blocks_token_only):
         block.mlp.act = nn.GELU("tanh")
@@ -311,7 +311,7 @@ def test_what_differs_is_refused_by_name(config: dict, words: str) -> None:
 
 
 def test_converted_model_is_a_copy() -> None:
-    theirs = heat(timm_cait(drop_path_rate=0.3)).train()
+    theirs = randomise(timm_cait(drop_path_rate=0.3)).train()
     ours = from_timm(theirs)
     assert ours.training
     before = theirs.eval()(suited(theirs))

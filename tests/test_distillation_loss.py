@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from support.distillation import TINY, Fixed, cnn_teacher, images, small_vit, suited, timm_vit
-from support.parity import SAME, heat, relative_error
+from support.parity import SAME, randomise, relative_error
 from timm.task import LogitDistillationTask, TokenDistillationTask
 from torch import Tensor, nn
 
@@ -134,7 +134,7 @@ def test_equal_to_timms_task(kind: str) -> None:
             continue
         for model in (student, teacher):
             model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-            heat(model, seed=1 if model is teacher else 0)
+            randomise(model, seed=1 if model is teacher else 0)
         ours = from_timm(student).train()
         theirs = task(
             student.train(),

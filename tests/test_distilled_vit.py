@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from support.distillation import images, small_vit, suited, timm_vit
-from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from torch import Tensor, nn
 
 from vit_course.attention import record_attention
@@ -28,16 +28,16 @@ TIMM = {
 
 
 @pytest.mark.parametrize("config", TIMM.values(), ids=TIMM.keys())
-@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["hot", "faint"])
+@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["large", "faint"])
 def test_equal_to_timm(config: dict, input_scale: float) -> None:
-    theirs = heat(timm_vit(**config), input_scale=input_scale)
+    theirs = randomise(timm_vit(**config), input_scale=input_scale)
     ours = from_timm(theirs)
     assert type(ours) is DistilledViT
     assert disagreement(ours, theirs, suited(theirs)) < SAME
 
 
 def test_both_logits_are_timms_in_training() -> None:
-    theirs = heat(timm_vit()).train()
+    theirs = randomise(timm_vit()).train()
     theirs.set_distilled_training()
     ours, pixels = from_timm(theirs), suited(theirs)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_both_logits_are_timms_in_training() -> None:
 
 
 def test_recorded_is_equal_to_timm_too() -> None:
-    theirs = heat(timm_vit())
+    theirs = randomise(timm_vit())
     ours = from_timm(theirs)
     with record_attention(ours) as record:
         assert disagreement(ours, theirs, suited(theirs)) < SAME
@@ -59,14 +59,14 @@ def test_recorded_is_equal_to_timm_too() -> None:
 
 
 def test_other_image_sizes_are_timms() -> None:
-    theirs = heat(timm_vit(dynamic_img_size=True))
+    theirs = randomise(timm_vit(dynamic_img_size=True))
     ours = from_timm(theirs)
     for size in ((16, 48), (64, 40)):
         assert disagreement(ours, theirs, images(2, 3, *size)) < SAME
 
 
 def test_gradients_equal_to_timm() -> None:
-    theirs = heat(timm_vit())
+    theirs = randomise(timm_vit())
     ours = from_timm(theirs)
     gradients = []
     for model in (ours, theirs):
@@ -150,7 +150,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_parity_sees_mistakes(mutate: Callable[[DistilledViT], None]) -> None:
-    theirs = heat(timm_vit())
+    theirs = randomise(timm_vit())
     ours = from_timm(theirs)
     assert disagreement(ours, theirs, suited(theirs)) < SAME
     mutate(ours)
@@ -229,7 +229,7 @@ def test_training_gives_two_logits_and_evaluation_their_mean() -> None:
 
 
 def test_features_are_the_mean_of_both_tokens_in_both_modes() -> None:
-    model = heat(small_vit(num_classes=0))
+    model = randomise(small_vit(num_classes=0))
     tokens = model.forward_features(images())
     for mode in (True, False):
         torch.testing.assert_close(model.train(mode)(images()), tokens[:, :2].mean(dim=1))
@@ -242,7 +242,7 @@ def test_layer_dropout_rises_evenly() -> None:
 
 
 def test_each_head_reads_its_own_token() -> None:
-    model = heat(small_vit()).train()
+    model = randomise(small_vit()).train()
     features = images(2, 18, 32).requires_grad_()
     for index, logits in enumerate(model.forward_head(features)):
         (gradient,) = torch.autograd.grad(logits.sum(), features, retain_graph=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.max_vit import adding, suited, torchvision_max_vit
-from support.parity import SAME, disagreement, heat, relative_error
+from support.parity import SAME, disagreement, randomise, relative_error
 from torch import nn
 from torchvision.models import maxvit_t, swin_t
 from torchvision.models.maxvit import MaxVit
@@ -36,7 +36,7 @@ TORCHVISION = {
 
 @pytest.mark.parametrize("config", TORCHVISION.values(), ids=TORCHVISION.keys())
 def test_equal_to_torchvision(config: dict) -> None:
-    theirs = heat(torchvision_max_vit(**config))
+    theirs = randomise(torchvision_max_vit(**config))
     assert disagreement(from_torchvision(theirs), theirs, suited(theirs)) < SAME
 
 
@@ -45,9 +45,9 @@ def test_maxvit_t_is_equal_to_torchvision() -> None:
 
     So once in float64, and once in float32 with less added to the cells by each block.
     """
-    theirs = heat(maxvit_t())
+    theirs = randomise(maxvit_t())
     assert disagreement(from_torchvision(theirs.double()), theirs, suited(theirs, batch=1).double()) < SAME
-    theirs = adding(0.3, heat(maxvit_t()))
+    theirs = adding(0.3, randomise(maxvit_t()))
     ours = from_torchvision(theirs)
     assert disagreement(ours, theirs, suited(theirs, batch=1)) < SAME
     assert sum(parameter.numel() for parameter in ours.parameters()) == 30_919_624
@@ -56,7 +56,7 @@ def test_maxvit_t_is_equal_to_torchvision() -> None:
 
 def test_recorded_is_equal_to_torchvision_too() -> None:
     """The explicit path, with weights kept, as well as the fused one."""
-    theirs = heat(torchvision_max_vit())
+    theirs = randomise(torchvision_max_vit())
     ours = from_torchvision(theirs)
     with record_attention(ours) as record:
         assert disagreement(ours, theirs, suited(theirs)) < SAME
@@ -64,7 +64,7 @@ def test_recorded_is_equal_to_torchvision_too() -> None:
 
 
 def test_gradients_equal_to_torchvision() -> None:
-    theirs = heat(torchvision_max_vit())
+    theirs = randomise(torchvision_max_vit())
     ours = from_torchvision(theirs)
     gradients = []
     for model in (ours, theirs):
@@ -80,7 +80,7 @@ def test_gradients_equal_to_torchvision() -> None:
 
 def test_trains_like_torchvision() -> None:
     """Batch statistics, and the share of them that the running ones take: eps and momentum of each norm."""
-    theirs = heat(torchvision_max_vit(stochastic_depth_prob=0.0)).train()
+    theirs = randomise(torchvision_max_vit(stochastic_depth_prob=0.0)).train()
     ours = from_torchvision(theirs)
     assert ours.training
     for _ in range(2):

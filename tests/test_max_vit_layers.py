@@ -6,7 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 from support.max_vit import images, small
-from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl, grid_partition, window_partition
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +33,7 @@ def test_parameter_counts_of_mbconv() -> None:
 
 
 def test_squeeze_excitation_beside_torchvision() -> None:
-    theirs = heat(TorchvisionSqueezeExcitation(12, 3, activation=nn.SiLU))
+    theirs = randomise(TorchvisionSqueezeExcitation(12, 3, activation=nn.SiLU))
     ours = SqueezeExcitation(dim=12, hidden_dim=3).eval()
     ours.load_state_dict(theirs.state_dict())
     features = images(2, 12, 5, 6)
@@ -49,7 +49,7 @@ def test_squeeze_excitation_beside_torchvision() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_mbconv_beside_torchvision(dim_in: int, dim_out: int, stride: int, training: bool) -> None:
     norm = torch.nn.BatchNorm2d
-    theirs = heat(
+    theirs = randomise(
         TorchvisionMBConv(
             dim_in, dim_out, 4, 0.25, stride, nn.GELU, lambda dim: norm(dim, eps=1e-3, momentum=0.01)
         )
@@ -77,7 +77,7 @@ def test_window_block_beside_timm(axis: str, recorded: bool, scale: str) -> None
     config = MaxxVitTransformerCfg(
         window_size=(4, 4), dim_head=8, head_first=False, rel_pos_type="bias", norm_eps=1e-5
     )
-    theirs = heat(PartitionAttentionCl(32, axis, config))
+    theirs = randomise(PartitionAttentionCl(32, axis, config))
     ours = WindowTransformerBlock(dim=32, axis=axis, window_size=4, dim_head=8, attention_scale=scale).eval()
     state = {
         name.replace("rel_pos.", ""): tensor
@@ -105,7 +105,7 @@ def test_relative_position_index_beside_torchvision(window_size: int) -> None:
 
 
 def test_bias_depends_on_the_offset_only() -> None:
-    attention = heat(WindowAttention(dim=16, axis="block", window_size=3, dim_head=8))
+    attention = randomise(WindowAttention(dim=16, axis="block", window_size=3, dim_head=8))
     bias = rearrange(attention.bias()[0], "h (r c) (p q) -> h r c p q", r=3, p=3)
     assert torch.equal(bias[:, 1:, 1:, 1:, 1:], bias[:, :-1, :-1, :-1, :-1])
     assert not torch.equal(bias[:, 1, 1, 0, 1], bias[:, 1, 1, 1, 0])
@@ -136,7 +136,7 @@ def test_block_and_grid_differ_unless_one_window_is_all() -> None:
 @pytest.mark.parametrize("axis", ["block", "grid"])
 def test_who_sees_a_changed_cell(axis: str) -> None:
     """One cell of 14 by 14 changes, in a random direction; 49 of the output do, and which tells the axis."""
-    block = heat(WindowTransformerBlock(dim=32, axis=axis, dim_head=8))
+    block = randomise(WindowTransformerBlock(dim=32, axis=axis, dim_head=8))
     before = images(1, 32, 14, 14)
     after = before.clone()
     after[0, :, 3, 4] += images(32, seed=1)
@@ -151,7 +151,7 @@ def test_who_sees_a_changed_cell(axis: str) -> None:
 
 
 def test_recorded_weights_fold_windows_image_by_image() -> None:
-    attention = heat(WindowAttention(dim=16, axis="grid", window_size=2, dim_head=8))
+    attention = randomise(WindowAttention(dim=16, axis="grid", window_size=2, dim_head=8))
     features = images(3, 16, 4, 6)
     with torch.no_grad(), record_attention(attention) as record:
         attention(features)

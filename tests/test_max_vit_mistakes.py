@@ -7,7 +7,7 @@ import pytest
 import torch
 from einops import rearrange
 from support.max_vit import adding, suited, torchvision_max_vit
-from support.parity import DIFFERENT, SAME, disagreement, heat
+from support.parity import DIFFERENT, SAME, disagreement, randomise
 from torch import Tensor, nn
 
 from vit_course.lab.pretrained import from_torchvision
@@ -130,7 +130,7 @@ def no_gate(model: MaxViT) -> None:
 def gate_four_times_as_wide(model: MaxViT) -> None:
     for conv in _convolutions(model):
         dim = conv.branch.project.out_channels
-        conv.branch.se = heat(SqueezeExcitation(dim=4 * dim, hidden_dim=dim))
+        conv.branch.se = randomise(SqueezeExcitation(dim=4 * dim, hidden_dim=dim))
 
 
 def gate_with_relu(model: MaxViT) -> None:
@@ -194,7 +194,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_parity_sees_mistakes(mutate: Callable[[MaxViT], None]) -> None:
-    theirs = heat(torchvision_max_vit())
+    theirs = randomise(torchvision_max_vit())
     ours = from_torchvision(theirs)
     assert disagreement(ours, theirs, suited(theirs)) < SAME
     mutate(ours)
@@ -202,7 +202,7 @@ def test_parity_sees_mistakes(mutate: Callable[[MaxViT], None]) -> None:
 
 
 def test_parity_sees_the_epsilon_of_batch_norm_beside_small_variances() -> None:
-    theirs = heat(torchvision_max_vit())
+    theirs = randomise(torchvision_max_vit())
     for name, tensor in theirs.state_dict().items():
         if name.endswith("running_var"):
             tensor.mul_(1e-2)
@@ -214,7 +214,7 @@ def test_parity_sees_the_epsilon_of_batch_norm_beside_small_variances() -> None:
 
 
 def test_parity_sees_the_epsilon_of_layer_norm_in_faint_cells() -> None:
-    theirs = adding(1e-3, heat(torchvision_max_vit()))
+    theirs = adding(1e-3, randomise(torchvision_max_vit()))
     ours = from_torchvision(theirs)
     assert disagreement(ours, theirs, suited(theirs)) < SAME
     for module in ours.modules():

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import timm
 import torch
-from support.parity import DIFFERENT, SAME, heat, relative_error
+from support.parity import DIFFERENT, SAME, randomise, relative_error
 from support.pretrained_models import STEM, TINY, images, timm_vit, torchvision_vit
 from torch import nn
 
@@ -31,7 +31,7 @@ FOREIGN: dict[str, Callable[[], nn.Module]] = {
     "timm dynamic": lambda: timm_vit(dynamic_img_size=True),
     "timm features": lambda: timm_vit(num_classes=0),
     "timm without positions": lambda: timm_vit(pos_embed="none"),
-    "timm distilled": lambda: heat(timm.models.deit.VisionTransformerDistilled(**TINY)),
+    "timm distilled": lambda: randomise(timm.models.deit.VisionTransformerDistilled(**TINY)),
     "torchvision": torchvision_vit,
     "torchvision stem": lambda: torchvision_vit(conv_stem_configs=STEM),
     "torchvision hidden head": lambda: torchvision_vit(representation_size=16),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.parity import SAME, disagreement, heat
+from support.parity import SAME, disagreement, randomise
 from support.pretrained_models import images
 from timm.models import VisionTransformer
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_hea
 
 def published() -> VisionTransformer:
     torch.manual_seed(0)
-    return heat(VisionTransformer(**SIZES))
+    return randomise(VisionTransformer(**SIZES))
 
 
 def backbone() -> dict[str, Tensor]:

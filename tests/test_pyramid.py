@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.max_vit import images, small
-from support.parity import heat
+from support.parity import randomise
 from torch import Tensor, nn
 
 from vit_course.max_vit import Pyramid, SqueezeExcitation, WindowAttention, relative_position_index
@@ -36,7 +36,7 @@ def test_a_pyramid_of_ones_own_writes_encode_alone() -> None:
 @pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assign"])
 def test_built_without_memory_and_loaded_later(assign: bool) -> None:
     """The index into the bias table is in no file: it is computed again."""
-    model = heat(small())
+    model = randomise(small())
     with torch.device("meta"):
         copied = small().eval()
     if not assign:
@@ -71,12 +71,12 @@ def test_a_pyramid() -> None:
 
 
 def test_the_norm_follows_the_pooling() -> None:
-    model = heat(small(num_classes=0))
+    model = randomise(small(num_classes=0))
     with torch.no_grad():
         features = model.forward_features(images())
         assert torch.equal(model(images()), model.norm(features.mean(dim=(2, 3))))
         assert features.mean(dim=1).abs().max() > 0.1, "the map itself is not normalised"
-        classes = heat(small())
+        classes = randomise(small())
         assert torch.equal(
             classes(images()), classes.head(classes.norm(classes.forward_features(images()).mean(dim=(2, 3))))
         )

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from einops import rearrange
-from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
@@ -84,16 +84,16 @@ def suited(model: nn.Module, batch: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("config", TIMM.values(), ids=TIMM.keys())
-@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["hot", "faint"])
+@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["large", "faint"])
 def test_equal_to_timm(config: dict, input_scale: float) -> None:
-    theirs = heat(timm_vit(**config), input_scale=input_scale)
+    theirs = randomise(timm_vit(**config), input_scale=input_scale)
     assert disagreement(from_timm(theirs), theirs, suited(theirs)) < SAME
 
 
 @pytest.mark.parametrize("name", ["Ti/16", "rectangular", "averaged"])
 def test_recorded_is_equal_to_timm_too(name: str) -> None:
     """The explicit path, with weights kept, as well as the fused one."""
-    theirs = heat(timm_vit(**TIMM[name]))
+    theirs = randomise(timm_vit(**TIMM[name]))
     ours = from_timm(theirs)
     with record_attention(ours) as record:
         assert disagreement(ours, theirs, suited(theirs)) < SAME
@@ -101,14 +101,14 @@ def test_recorded_is_equal_to_timm_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"image_size": 48, "num_heads": 2}], ids=["32 px", "48 px"])
-@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["hot", "faint"])
+@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["large", "faint"])
 def test_equal_to_torchvision(config: dict, input_scale: float) -> None:
-    theirs = heat(torchvision_vit(**config), input_scale=input_scale)
+    theirs = randomise(torchvision_vit(**config), input_scale=input_scale)
     assert disagreement(from_torchvision(theirs), theirs, suited(theirs)) < SAME
 
 
 def test_gradients_equal_to_timm() -> None:
-    theirs = heat(timm_vit(img_size=32))
+    theirs = randomise(timm_vit(img_size=32))
     ours = from_timm(theirs)
     gradients = []
     for model in (ours, theirs):
@@ -225,7 +225,7 @@ MUTANTS += [transposed_patches, no_last_norm, relu, *BROKEN_BLOCKS]
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_parity_sees_mistakes(library: str, mutate: Callable[[ViT], None]) -> None:
-    theirs = heat(timm_vit(img_size=32) if library == "timm" else torchvision_vit())
+    theirs = randomise(timm_vit(img_size=32) if library == "timm" else torchvision_vit())
     ours = from_timm(theirs) if library == "timm" else from_torchvision(theirs)
     assert disagreement(ours, theirs, suited(theirs)) < SAME
     mutate(ours)
@@ -233,14 +233,14 @@ def test_parity_sees_mistakes(library: str, mutate: Callable[[ViT], None]) -> No
 
 
 def test_parity_sees_a_wrong_epsilon_in_faint_tokens() -> None:
-    theirs = heat(timm_vit(img_size=32), input_scale=1e-3)
+    theirs = randomise(timm_vit(img_size=32), input_scale=1e-3)
     ours = from_timm(theirs)
     wrong_epsilon(ours)
     assert disagreement(ours, theirs, suited(theirs)) > DIFFERENT
 
 
 def test_parity_sees_an_approximate_gelu() -> None:
-    theirs = heat(timm_vit(img_size=32))
+    theirs = randomise(timm_vit(img_size=32))
     ours = from_timm(theirs)
     for block in ours.blocks:
         block.mlp.act = nn.GELU("tanh")
@@ -297,7 +297,7 @@ def test_small_parameter_counts() -> None:
 
 
 def test_positions_decide_whether_order_matters() -> None:
-    model = heat(small_vit())
+    model = randomise(small_vit())
     tokens = images(2, 16, 32)
     shuffled = tokens[:, torch.randperm(16, generator=torch.Generator().manual_seed(0))]
     with torch.no_grad():
@@ -313,15 +313,15 @@ def test_pooling() -> None:
     tokens = images(2, 17, 32)
     with torch.no_grad():
         for num_classes in (0, 5):
-            model = heat(small_vit(num_classes=num_classes))
+            model = randomise(small_vit(num_classes=num_classes))
             assert torch.equal(model.forward_head(tokens), model.head(tokens[:, 0]))
-            model = heat(small_vit(num_classes=num_classes, pool="mean"))
+            model = randomise(small_vit(num_classes=num_classes, pool="mean"))
             torch.testing.assert_close(model.forward_head(tokens), model.head(tokens.mean(dim=1)))
             assert model.cls_token is None
 
 
 def test_positions_are_resized_for_other_sizes() -> None:
-    model = heat(small_vit())
+    model = randomise(small_vit())
     assert torch.equal(model.positions((4, 4)), model.pos_embed[0])
     assert torch.equal(model.positions((2, 6)), resize_positions(model.pos_embed[0], (4, 4), (2, 6), 1))
 
@@ -339,7 +339,7 @@ def test_simple_vit_is_a_vit_with_fixed_positions() -> None:
 
 
 def test_simple_vit_beside_timm() -> None:
-    theirs = heat(timm_vit(img_size=32, class_token=False, global_pool="avg", fc_norm=False))
+    theirs = randomise(timm_vit(img_size=32, class_token=False, global_pool="avg", fc_norm=False))
     theirs.pos_embed.data[:] = sincos_positions((4, 4), 64)
     sizes = {
         "image_size": 32,
@@ -437,7 +437,7 @@ def test_a_backbone_needs_encode_only() -> None:
 
 @pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assign"])
 def test_positions_are_computed_again_in_a_model_made_without_memory(assign: bool) -> None:
-    model = heat(SimpleViT(**SMALL))
+    model = randomise(SimpleViT(**SMALL))
     with torch.device("meta"):
         copied = SimpleViT(**SMALL).eval()
     if not assign:

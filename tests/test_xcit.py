@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.parity import SAME, heat, relative_error
+from support.parity import SAME, randomise, relative_error
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,14 +41,14 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 # ---- what only XCiT promises
 
 
-def hot_attention(**changes) -> XCAttention:
-    return heat(XCAttention(**{"dim": 32, "heads": 4} | changes))
+def random_attention(**changes) -> XCAttention:
+    return randomise(XCAttention(**{"dim": 32, "heads": 4} | changes))
 
 
 @torch.no_grad()
 def test_xca_is_the_loop_over_channels() -> None:
     """Equation 3 of the paper, channel by channel, on plain numbers."""
-    layer, tokens = hot_attention(dim=12, heads=2, dim_head=3), images(2, 5, 12)
+    layer, tokens = random_attention(dim=12, heads=2, dim_head=3), images(2, 5, 12)
     with record_attention(layer) as record:
         expected = layer(tokens)
     out = torch.zeros(2, 5, 6)
@@ -71,7 +71,7 @@ def test_xca_is_the_loop_over_channels() -> None:
 
 @torch.no_grad()
 def test_weights_are_channels_by_channels() -> None:
-    model = heat(small_xcit())
+    model = randomise(small_xcit())
     with record_attention(model) as record:
         for size in ((16, 16), (8, 24)):
             model(images(3, 3, *size))
@@ -86,7 +86,7 @@ def test_weights_are_channels_by_channels() -> None:
 
 @torch.no_grad()
 def test_tokens_repeated_or_in_another_order_leave_the_weights() -> None:
-    layer, tokens = hot_attention(), images(2, 10, 32)
+    layer, tokens = random_attention(), images(2, 10, 32)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     weights = []
     with record_attention(layer) as record:
@@ -99,7 +99,7 @@ def test_tokens_repeated_or_in_another_order_leave_the_weights() -> None:
 
 def test_dropout_of_weights_is_recorded_before_it() -> None:
     torch.manual_seed(0)
-    layer = hot_attention(dropout=0.5).train()
+    layer = random_attention(dropout=0.5).train()
     with record_attention(layer) as record:
         layer(images(2, 10, 32))
     torch.testing.assert_close(record[0].weights.sum(dim=-1), torch.ones(2, 4, 8))
@@ -123,7 +123,7 @@ def test_cost_doubles_with_the_tokens() -> None:
 
 @torch.no_grad()
 def test_local_interaction_sees_5_by_5_patches_of_one_channel() -> None:
-    layer, tokens = heat(LocalPatchInteraction(8)), images(1, 63, 8)
+    layer, tokens = randomise(LocalPatchInteraction(8)), images(1, 63, 8)
     poked = tokens.clone()
     poked[0, 3 * 9 + 4, 2] += 1  # row 3 of 7, column 4 of 9
     changed = (layer(poked, (7, 9)) != layer(tokens, (7, 9))).view(7, 9, 8)
@@ -143,7 +143,7 @@ def test_local_interaction_learns_the_mean_of_a_batch_in_training_only() -> None
 
 @torch.no_grad()
 def test_positions_of_another_grid_are_read_off_the_same_waves() -> None:
-    positions = heat(FourierPositions(8))
+    positions = randomise(FourierPositions(8))
     fine, coarse = positions((12, 8)).view(12, 8, 8), positions((6, 4)).view(6, 4, 8)
     torch.testing.assert_close(fine[1::2, 1::2], coarse)  # patches that end at the same place of the picture
     assert positions.waves((3, 5)).shape == (15, 64)

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from support.parity import DIFFERENT, SAME, disagreement, heat, relative_error
+from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from torch import Tensor, nn
 
 from vit_course.attention import record_attention
@@ -81,21 +81,21 @@ def suited(model: nn.Module, batch: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("config", TIMM.values(), ids=TIMM.keys())
-@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["hot", "faint"])
+@pytest.mark.parametrize("input_scale", [1.0, 1e-3], ids=["large", "faint"])
 def test_equal_to_timm(config: dict, input_scale: float) -> None:
-    theirs = heat(timm_xcit(**config), input_scale=input_scale)
+    theirs = randomise(timm_xcit(**config), input_scale=input_scale)
     assert disagreement(from_timm(theirs), theirs, suited(theirs)) < SAME
 
 
 def test_equal_to_timm_at_the_published_size() -> None:
-    theirs = heat(timm_xcit("xcit_nano_12_p16_224"))
+    theirs = randomise(timm_xcit("xcit_nano_12_p16_224"))
     assert disagreement(from_timm(theirs), theirs, images(1, 3, 224, 224)) < SAME
 
 
 @pytest.mark.parametrize("tokens_norm", [True, False])
 def test_tokens_are_equal_to_timm_too(tokens_norm: bool) -> None:
     """The patches as well as the class token, and with weights recorded as well as without."""
-    theirs = heat(timm_xcit(tokens_norm=tokens_norm))
+    theirs = randomise(timm_xcit(tokens_norm=tokens_norm))
     ours, pixels = from_timm(theirs), suited(theirs)
     with torch.no_grad():
         expected = theirs.forward_features(pixels)
@@ -106,7 +106,7 @@ def test_tokens_are_equal_to_timm_too(tokens_norm: bool) -> None:
 
 
 def test_gradients_equal_to_timm() -> None:
-    theirs = heat(timm_xcit())
+    theirs = randomise(timm_xcit())
     ours = from_timm(theirs)
     gradients = []
     for model in (ours, theirs):
@@ -125,7 +125,7 @@ def test_gradients_equal_to_timm() -> None:
 
 def test_training_is_equal_to_timm() -> None:
     """BatchNorm with the batch's own statistics, and what it remembers of them."""
-    theirs = heat(timm_xcit())
+    theirs = randomise(timm_xcit())
     ours = from_timm(theirs).train()
     theirs.train()
     assert disagreement(ours, theirs, suited(theirs, batch=4)) < SAME
@@ -135,7 +135,7 @@ def test_training_is_equal_to_timm() -> None:
 
 def test_gradient_of_one_image_is_right() -> None:
     """Beside finite differences: timm's is not, at batch 1 on a CPU."""
-    model = heat(small_xcit(patch_size=8, image_size=32))
+    model = randomise(small_xcit(patch_size=8, image_size=32))
     pixels, direction = images(1, 3, 32, 32).requires_grad_(), images(1, 3, 32, 32, seed=1)
     (gradient,) = torch.autograd.grad(model(pixels).square().sum(), pixels)
     precise, step = model.double(), 1e-5
@@ -310,7 +310,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_parity_sees_mistakes(mutate: Callable[[XCiT], None]) -> None:
-    theirs = heat(timm_xcit(img_size=(24, 48)))
+    theirs = randomise(timm_xcit(img_size=(24, 48)))
     ours = from_timm(theirs)
     assert disagreement(ours, theirs, suited(theirs)) < SAME
     mutate(ours)
@@ -318,7 +318,7 @@ def test_parity_sees_mistakes(mutate: Callable[[XCiT], None]) -> None:
 
 
 def test_parity_sees_a_wrong_epsilon_in_faint_tokens() -> None:
-    theirs = heat(timm_xcit(), input_scale=1e-3)
+    theirs = randomise(timm_xcit(), input_scale=1e-3)
     ours = from_timm(theirs)
     for module in ours.modules():
         if isinstance(module, nn.LayerNorm):

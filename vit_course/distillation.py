@@ -159,10 +159,13 @@ class DistilledViT(ViT):
         self.head_dist = classifier(dim, num_classes)
 
     def add_prefix(self) -> int:
-        """Make the two tokens that stand before the patches, and return how many they are."""
-        class_tokens = super().add_prefix()
+        """Make the class token, and return how many tokens stand before the patches."""
+        return super().add_prefix() + 1
+
+    def add_positions(self) -> None:
+        """Make the position embeddings, and the distillation token behind them, where files have it."""
+        super().add_positions()
         self.dist_token = nn.Parameter(torch.zeros(1, 1, self.num_features))
-        return class_tokens + 1
 
     def prefix(self) -> list[Tensor]:
         """Class token and distillation token (1, 1, d)."""

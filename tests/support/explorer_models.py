@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from support.parity import heat
+from support.parity import randomise
 from vit_course.lab.explorer import AttentionExplorer
 from vit_course.patching import PatchEmbedding
 from vit_course.vit import ViT
@@ -38,7 +38,7 @@ def true_masks(count: int = 2) -> Tensor:
 
 def vit(**changes: object) -> ViT:
     torch.manual_seed(0)
-    return heat(ViT(**SIZES | changes))
+    return randomise(ViT(**SIZES | changes))
 
 
 class FixedLayer(nn.Module):

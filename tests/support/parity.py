@@ -59,9 +59,6 @@ def randomise(model: nn.Module, seed: int = 0, input_scale: float = 1.0) -> nn.M
     return model.eval()
 
 
-heat = randomise  # the name it had
-
-
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """The length of the difference, as a share of the length of `theirs`."""
     assert ours.shape == theirs.shape, f"{tuple(ours.shape)} beside {tuple(theirs.shape)}"

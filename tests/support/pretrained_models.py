@@ -6,7 +6,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from support.parity import heat
+from support.parity import randomise
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
 TINY_OF_TORCHVISION = {
@@ -24,13 +24,13 @@ STEM = [torchvision.models.vision_transformer.ConvStemConfig(8, 3, 2) for _ in r
 def timm_vit(**config: object) -> VisionTransformer:
     """timm's ViT of the sizes TINY, or others."""
     torch.manual_seed(0)
-    return heat(VisionTransformer(**TINY | config))
+    return randomise(VisionTransformer(**TINY | config))
 
 
 def torchvision_vit(**config: object) -> TorchvisionViT:
     """torchvision's ViT of the same sizes, or others."""
     torch.manual_seed(0)
-    return heat(TorchvisionViT(**TINY_OF_TORCHVISION | config))
+    return randomise(TorchvisionViT(**TINY_OF_TORCHVISION | config))
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
