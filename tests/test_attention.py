@@ -12,17 +12,10 @@ from torch import Tensor, nn
 
 from vit_course import attention as module
 from vit_course.attention import AttentionLayer, MultiHeadAttention, attention, record_attention, rollout
+from vit_course.lab.catalogue import MODELS
 from vit_course.vit import SimpleViT, ViT
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 5,
-    "dim": 32,
-    "depth": 3,
-    "heads": 2,
-    "mlp_dim": 64,
-}
+SMALL = MODELS["ViT"].tiny | {"depth": 3}
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -19,9 +19,10 @@ from vit_course.cait import (
     LayerScaleBlock,
     TalkingHeadsAttention,
 )
+from vit_course.lab.catalogue import MODELS
 from vit_course.lab.pretrained import from_timm
 
-SMALL = dict(image_size=16, patch_size=4, num_classes=5, dim=32, depth=2, heads=2, mlp_dim=64)
+SMALL = MODELS["CaiT"].tiny
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 7}
 
 

@@ -12,19 +12,11 @@ from torchvision.models import VisionTransformer
 
 from vit_course.distillation import DistilledViT
 from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
-from vit_course.lab.catalogue import FOREIGN
+from vit_course.lab.catalogue import FOREIGN, MODELS
 from vit_course.lab.pretrained import adapt
 from vit_course.vit import ViT
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 5,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
+SMALL = MODELS["ViT"].tiny
 IMAGES = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 

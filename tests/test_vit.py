@@ -12,19 +12,12 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from vit_course.attention import record_attention
+from vit_course.lab.catalogue import MODELS
 from vit_course.lab.pretrained import from_timm, from_torchvision
 from vit_course.patching import ConvStem, resize_positions, sincos_positions
 from vit_course.vit import Backbone, FeedForward, SimpleViT, TransformerBlock, ViT, require_backbone, residual
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 5,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
+SMALL = MODELS["ViT"].tiny
 
 
 def small_vit(**changes) -> ViT:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_course.attention import MultiHeadAttention, record_attention
+from vit_course.lab.catalogue import MODELS
 from vit_course.patching import ConvStem, PatchEmbedding
 from vit_course.xcit import (
     ConvPatchEmbedding,
@@ -19,15 +20,7 @@ from vit_course.xcit import (
     XCiT,
 )
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 5,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
+SMALL = MODELS["XCiT"].tiny
 
 
 def small_xcit(**changes) -> XCiT:

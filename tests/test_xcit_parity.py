@@ -13,6 +13,7 @@ from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_er
 from torch import Tensor, nn
 
 from vit_course.attention import record_attention
+from vit_course.lab.catalogue import MODELS
 from vit_course.lab.pretrained import from_timm
 from vit_course.xcit import (
     FourierPositions,
@@ -23,15 +24,7 @@ from vit_course.xcit import (
     XCiTClassBlock,
 )
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 5,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
+SMALL = MODELS["XCiT"].tiny
 
 
 def small_xcit(**changes) -> XCiT:

@@ -9,16 +9,9 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from vit_course.distillation import DistilledViT
+from vit_course.lab.catalogue import MODELS
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_classes": 5,
-    "dim": 32,
-    "depth": 2,
-    "heads": 2,
-    "mlp_dim": 64,
-}
+SMALL = MODELS["DistilledViT"].tiny
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 7}
 
 
