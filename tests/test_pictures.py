@@ -24,7 +24,7 @@ WORDS = 'A "line" that climbs <from 1 to 2> & a second one'
 def shown(monkeypatch) -> list[tuple[dict, dict]]:
     """What was displayed: the data and the options of each call."""
     calls: list[tuple[dict, dict]] = []
-    monkeypatch.setattr(pictures, "display", lambda data, **options: calls.append((data, options)))
+    monkeypatch.setattr(pictures.shared, "display", lambda data, **options: calls.append((data, options)))
     return calls
 
 

@@ -1,4 +1,4 @@
-"""The few plots that lessons share, and the one way to show a figure: with a text alternative."""
+"""The plots that lessons share, and the one way to show a figure: with a text alternative."""
 
 import base64
 import html

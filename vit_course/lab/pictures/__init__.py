@@ -1,0 +1,35 @@
+"""Figures of the lessons, and the one way to show a figure: with a text alternative.
+
+What several lessons draw stands in `shared` and is named here. The longer figures of one lesson stand in a
+module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
+"""
+
+from .shared import (
+    COLOURS,
+    DASHES,
+    WIDTH,
+    as_html,
+    attention_maps,
+    curves,
+    draw_image,
+    gallery,
+    heatmap,
+    image_element,
+    patch_lines,
+    show,
+)
+
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "WIDTH",
+    "as_html",
+    "attention_maps",
+    "curves",
+    "draw_image",
+    "gallery",
+    "heatmap",
+    "image_element",
+    "patch_lines",
+    "show",
+]
