@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vit_course.lab import check
 from vit_course.lab.checks import EXERCISES
-from vit_course.lab.checks.exercise import Exercise, Mistake
+from vit_course.lab.checks.exercise import Exercise, Mistake, forward
 
 MISTAKES = [(exercise, name) for exercise in EXERCISES.values() for name in exercise.mistakes]
 
@@ -144,20 +145,21 @@ class TestExercise:
         assert result.ok and result.message.startswith("Right."), result
 
     def test_says_when_it_is_not_answered(self, exercise):
-        result = exercise.check(lambda *arguments: ...)
+        result = exercise.check(around(exercise, lambda solution, *arguments: ...))
         assert not result.ok and result.message.startswith("Not answered yet"), result
-        assert exercise.check(lambda *arguments: None).message.startswith("Not answered yet")
+        unanswered = around(exercise, lambda solution, *arguments: None)
+        assert exercise.check(unanswered).message.startswith("Not answered yet")
 
     def test_survives_what_is_no_function(self, exercise):
         assert "without brackets" in exercise.check(torch.zeros(3)).message
 
     def test_survives_an_answer_that_destroys_its_question(self, exercise):
-        def answer(*arguments):
-            result = exercise.solution(*arguments)
+        def destroying(solution, *arguments):
+            result = solution(*arguments)
             destroy(arguments)
             return result
 
-        exercise.check(answer)
+        exercise.check(around(exercise, destroying))
         assert exercise.check(exercise.solution).ok
 
     def test_accepts_its_solution_under_other_defaults(self, exercise, float64, another_device):
@@ -165,8 +167,12 @@ class TestExercise:
         assert torch.get_default_dtype() == torch.float64 and torch.empty(1).is_meta
 
     def test_accepts_the_right_values_in_other_forms(self, exercise):
-        assert exercise.check(in_form(exercise.solution, lambda tensor: tensor)).ok
-        assert exercise.check(in_form(exercise.solution, lambda tensor: tensor.numpy())).ok
+        def as_array(tensor):
+            return tensor.numpy()
+
+        for form in (torch.clone, as_array):
+            changed = partial(in_form, form)
+            assert exercise.check(around(exercise, changed)).ok
 
     def test_knows_mistakes(self, exercise):
         assert len(exercise.mistakes) >= 2 and len(exercise.praise) > 20
@@ -182,15 +188,29 @@ def test_every_check_survives_nonsense(nonsense):
         assert not result.ok and len(result.message) > 10, exercise.name
 
 
-def in_form(solution: Callable, form: Callable[[Tensor], Any]) -> Callable:
-    """The solution in double precision, a list for a tuple, with its tensors and numbers in another form."""
+def around(exercise: Exercise, wrapper: Callable) -> Callable:
+    """The solution within `wrapper(solution, *arguments)`, as a function or as the class of a module."""
+    if exercise.calls is not forward:
+        return lambda *arguments: wrapper(exercise.solution, *arguments)
 
-    def formed(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [formed(part) for part in value]
-        return form(value.double() if isinstance(value, Tensor) else torch.tensor(value))
+    class Wrapped(exercise.solution):
+        def forward(self, *inputs):
+            return wrapper(super().forward, *inputs)
 
-    return lambda *arguments: formed(solution(*arguments))
+    return Wrapped
+
+
+def in_form(form: Callable[[Tensor], Any], solution: Callable, *arguments: Any) -> Any:
+    """What the solution returns, in another form."""
+    return formed(solution(*arguments), form)
+
+
+def formed(value: Any, form: Callable[[Tensor], Any]) -> Any:
+    """A value in double precision, a list for a tuple, with its tensors and numbers in another form."""
+    if isinstance(value, tuple):
+        return [formed(part, form) for part in value]
+    tensor = torch.as_tensor(value)
+    return form(tensor.double() if tensor.is_floating_point() else tensor)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +244,33 @@ DOUBLE = Exercise(
             says=lambda answer: f"Your last but one is {answer[1]:.0f}: that is a square.",
         )
     },
+)
+
+
+class Blend(nn.Module):
+    """A linear layer and batch normalisation, added up in a share that is learned."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(dim, dim), nn.BatchNorm1d(dim)
+        self.share = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens) + self.share * self.norm(tokens)
+
+
+class NoShare(Blend):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens) + self.norm(tokens)
+
+
+BLEND = Exercise(
+    name="Blend",
+    solution=Blend,
+    cases=(({"dim": 3}, (torch.eye(3),)), ({"dim": 2}, (torch.ones(4, 2),))),
+    praise="Both branches count.",
+    mistakes={"no share": Mistake(NoShare, says="You left the learned share out.")},
+    calls=forward,
 )
 # Two arguments that are views of one tensor, a module, and a dictionary of lists.
 OVERLAPPING = torch.arange(4.0)
@@ -309,3 +356,93 @@ def test_arguments_that_were_views_of_one_tensor_can_be_changed_in_place():
 def test_error_of_the_learner_is_told():
     assert "RuntimeError: the learner's own error" in DOUBLE.check(raises).message
     assert "SystemExit: enough" in DOUBLE.check(stops).message
+
+
+class TestModules:
+    """A reader's class gets weights in which every part counts, whatever it starts with."""
+
+    def test_judges_forward_with_weights_that_make_every_part_count(self):
+        class Rewritten(Blend):
+            def __init__(self, dim: int) -> None:
+                super().__init__(dim)
+                nn.init.ones_(self.share)  # another start is no mistake
+
+            def forward(self, tokens: Tensor) -> Tensor:
+                return torch.addcmul(self.linear(tokens), self.share, self.norm(tokens))
+
+        assert BLEND.check(Rewritten).ok
+        assert BLEND.check(NoShare).mistake == "no share"
+
+    def test_says_when_forward_is_not_written(self):
+        class Stub(Blend):
+            def forward(self, tokens): ...
+
+        assert BLEND.check(Stub).message.startswith("Not answered yet")
+
+    def test_survives_a_module_in_place_of_its_class(self):
+        assert "TypeError" in BLEND.check(Blend(3)).message
+
+
+class TestForms:
+    """What counts as the same value, and the numbers that are shown where no mistake is known."""
+
+    @staticmethod
+    def exercise(wanted: Any) -> Exercise:
+        return Exercise("f", lambda: wanted, ((),), "That is what was wanted.", {})
+
+    @pytest.mark.parametrize(
+        "wanted, given",
+        [
+            (True, np.bool_(True)),
+            (True, torch.tensor(True)),
+            (3, np.array(3)),
+            (0.5, np.float32(0.5)),
+            (2.0, 2),
+            (torch.tensor(2.0), 2.0),
+            ((3, 4), torch.tensor([3, 4])),
+            ((3, 4), np.array([3, 4])),
+            (torch.tensor([1.0, 2.0]), torch.tensor([1, 2])),
+            (torch.tensor([1, 2]), np.array([1, 2], dtype=np.uint8)),
+        ],
+        ids=str,
+    )
+    def test_takes_equal_values_of_another_type(self, wanted, given):
+        result = self.exercise(wanted).check(lambda: given)
+        assert result.ok, result
+
+    @pytest.mark.parametrize(
+        "wanted, given, kind",
+        [
+            (3, 3.0, "float"),
+            (3, torch.tensor(3.0), "float"),
+            (True, 1, "int"),
+            (
+                torch.tensor([1, 2]),
+                torch.tensor([1.0, 2.0]),
+                "floats; it should be a tensor of whole numbers",
+            ),
+            (torch.tensor([True]), torch.tensor([1.0]), "floats; it should be a tensor of booleans"),
+            (torch.tensor([True]), torch.tensor([1]), "whole numbers; it should be a tensor of booleans"),
+        ],
+        ids=str,
+    )
+    def test_refuses_other_numbers_where_the_type_is_the_point(self, wanted, given, kind):
+        result = self.exercise(wanted).check(lambda: given)
+        assert not result.ok and kind in result.message, result
+
+    @pytest.mark.parametrize(
+        "wanted, given, words",
+        [
+            (
+                torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+                torch.tensor([[1.0, 2.0], [3.5, 4.0]]),
+                "at [1, 0] you have 3.5, expected is 3.",
+            ),
+            (torch.tensor(2.0), torch.tensor(5.0), "you have 5, expected is 2."),
+            (7, 8, "you have 8, expected is 7."),
+            ((1, 0.25), (1, 0.5), "Value 2: you have 0.5, expected is 0.25."),
+        ],
+        ids=str,
+    )
+    def test_shows_one_given_and_one_expected_number(self, wanted, given, words):
+        assert words in self.exercise(wanted).check(lambda: given).message

@@ -1,6 +1,7 @@
 """What an exercise is made of, and how an answer is judged: by its values, beside solution and mistakes."""
 
 import copy
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,19 +48,44 @@ class Mistake:
     says: str | Callable[[Any], str]
 
 
+def call(function: Callable, case: tuple) -> Any:
+    """Call a function with the arguments of a case."""
+    return function(*case)
+
+
+def forward(module_type: Callable[..., nn.Module], case: tuple[dict, tuple]) -> Any:
+    """Build a module, load the weights that every module of such parts gets here, and call it in eval mode.
+
+    Args:
+        module_type: the class; the learner's differs from the solution's in ``forward`` only.
+        case: the arguments of the constructor by name, and those of ``forward``.
+    """
+    arguments, inputs = case
+    module = module_type(**arguments).eval()
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            torch.default_generator.manual_seed(zlib.crc32(name.encode()))
+            fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
+            tensor.normal_(std=2 * fan_in**-0.5)
+            if name.endswith("running_var"):
+                tensor.abs_().add_(0.5)
+    return module(*inputs)
+
+
 @dataclass(frozen=True)
 class Exercise:
     """An exercise that checks itself.
 
     Attributes:
-        name: the name of the learner's function.
-        solution: the right answer. It returns a tensor, a number, or a tuple of them.
-        cases: the arguments of each call to compare, as tuples; the first is the one that the sentences are
-            about.
+        name: the name of the learner's function or class.
+        solution: the right answer, which may be the package's own. It gives a tensor, a number, or a tuple of
+            them.
+        cases: what each call gets, as tuples; the first is the one that the sentences are about.
         praise: what the reader has just shown, said when every value is right.
         mistakes: wrong answers that are recognised, by name; each differs from the solution in at least one
             case.
         tolerance: how far, relative to the largest value, a right answer may be off.
+        calls: how an answer meets a case: `call` for a function, `forward` for the class of a module.
     """
 
     name: str
@@ -68,13 +94,14 @@ class Exercise:
     praise: str
     mistakes: dict[str, Mistake]
     tolerance: float = 1e-5
+    calls: Callable[[Callable, tuple], Any] = call
 
     def check(self, function: Callable) -> Result:
         """Judge the learner's function.
 
         Args:
-            function: the answer. It is called once for each case, with arguments of its own to keep or to
-                change.
+            function: the answer, a function or a class. It is called once for each case, with arguments of
+                its own to keep or to change.
 
         Returns:
             The verdict. A check never raises, whatever it is given.
@@ -82,14 +109,14 @@ class Exercise:
         if not callable(function):
             return Result(
                 False,
-                f"check.{self.name} wants your function itself, without brackets; it got {_kind(function)}.",
+                f"check.{self.name} wants {self.name} itself, without brackets; it got {_kind(function)}.",
             )
-        expected = [_call(self.solution, case) for case in self.cases]
+        expected = [self._call(self.solution, case) for case in self.cases]
         answers = []
         try:
             for case, wanted in zip(self.cases, expected, strict=True):
                 try:
-                    answer = _call(function, case)
+                    answer = self._call(function, case)
                 except NotImplementedError:
                     return Result(
                         False, f"Not answered yet: {self.name} raises NotImplementedError.", NOT_ANSWERED
@@ -122,29 +149,30 @@ class Exercise:
             complaint = _misfit(answer, wanted)
             if complaint:
                 return Result(False, f"{self.name} returned {complaint}.")
+        differences = [_first_difference(answer, wanted, self.tolerance) for answer, wanted in pairs]
+        case, difference = next((case, words) for case, words in enumerate(differences, start=1) if words)
         return Result(
             False,
-            f"{partly}No mistake that this check knows; compare with a loop on the smallest case you can "
-            "write down.",
+            f"{partly}In case {case}, {difference} No mistake that this check knows: work that number out by "
+            "hand, or with a loop.",
         )
+
+    def _call(self, function: Callable, case: tuple) -> Any:
+        """Call with copies, which no answer can change, and from a seed, so that random answers repeat."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), cpu_float32():
+            torch.default_generator.manual_seed(0)  # that of the CPU alone: torch.manual_seed takes 2 ms
+            return self.calls(function, _copied(case))
 
     def _is(self, mistake: Mistake, pairs: list[tuple[Any, Any]]) -> bool:
         """Whether the answers, each beside the expected one, are those of the mistake in every case."""
         for case, (answer, wanted) in zip(self.cases, pairs, strict=True):
             try:
-                wrong = _as_wanted(_call(mistake.answer, case), wanted)
+                wrong = _as_wanted(self._call(mistake.answer, case), wanted)
             except Exception:  # a mistake that cannot even be computed for this case is another one
                 return False
             if _share_right(answer, wrong, self.tolerance) != 1:
                 return False
         return True
-
-
-def _call(function: Callable, case: tuple) -> Any:
-    """Call with copies, which no answer can change, and from a seed, so that random answers repeat."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), cpu_float32():
-        torch.default_generator.manual_seed(0)  # that of the CPU alone: torch.manual_seed takes 2 ms
-        return function(*_copied(case))
 
 
 def _copied(value: Any) -> Any:
@@ -161,22 +189,24 @@ def _copied(value: Any) -> Any:
 def _as_wanted(answer: Any, wanted: Any) -> Any:
     """The answer in the form of the wanted value, in memory of its own, where only the form differs.
 
-    An array stands for a tensor, and an array or a tensor of one value for a number; whole numbers stay apart
-    from others.
+    An array stands for a tensor, an array or a tensor of one value for a number and the other way round, and
+    a row of values for a tuple; floats, whole numbers and booleans stay apart.
     """
+    values = _values(answer)
     if isinstance(wanted, tuple | list):
+        if values is not None and values.ndim == 1:
+            answer = list(values)
         if isinstance(answer, tuple | list) and len(answer) == len(wanted):
             return tuple(_as_wanted(part, goal) for part, goal in zip(answer, wanted, strict=True))
         return answer
-    values = _values(answer)
-    if values is None or isinstance(wanted, Tensor):
+    if isinstance(wanted, Tensor):
+        if wanted.ndim == 0 and type(answer) in (bool, int, float):
+            return torch.tensor(answer)
         return answer if values is None else values
-    if values.numel() == 1 and values.dtype != torch.bool:
-        if isinstance(wanted, float):
-            return float(values)
-        if not values.is_floating_point():
-            return int(values)
-    return answer
+    if values is None or values.numel() != 1:
+        return answer
+    number = values.item()
+    return float(number) if isinstance(wanted, float) and type(number) is int else number
 
 
 def _values(answer: Any) -> Tensor | None:
@@ -230,10 +260,50 @@ def _misfit(answer: Any, wanted: Any) -> str | None:
     if isinstance(wanted, Tensor):
         if values is None or values.shape != wanted.shape:
             return f"{_kind(answer)}; it should be {_kind(wanted)}"
+        if not _same_numbers(values, wanted):
+            return f"{_numbers(values)}; it should be {_numbers(wanted)}"
         return None if values.isfinite().all() else "values that are not finite numbers"
     if type(answer) is not type(wanted):
         return f"{_kind(answer)}; it should be {_kind(wanted)}"
     return None if np.isfinite(answer) else "a value that is not a finite number"
+
+
+def _numbers(values: Tensor) -> str:
+    """What kind of numbers a tensor holds, in words."""
+    if values.dtype == torch.bool:
+        return "a tensor of booleans"
+    return "a tensor of floats" if values.is_floating_point() else "a tensor of whole numbers"
+
+
+def _same_numbers(values: Tensor, wanted: Tensor) -> bool:
+    """Whether values may stand for the wanted ones: whole numbers and booleans only for their like."""
+    return wanted.is_floating_point() or _numbers(values) == _numbers(wanted)
+
+
+def _first_difference(answer: Any, wanted: Any, tolerance: float) -> str | None:
+    """One given and one expected number, at the first place where they differ; None where none does."""
+    if isinstance(wanted, tuple | list):
+        for number, (part, goal) in enumerate(zip(answer, wanted, strict=True), start=1):
+            if difference := _first_difference(part, goal, tolerance):
+                return f"Value {number}: {difference}"
+        return None
+    if _share_right(answer, wanted, tolerance) == 1:
+        return None
+    place = ""
+    if isinstance(wanted, Tensor):
+        index = np.unravel_index(
+            int((~_right(answer, wanted, tolerance)).flatten().int().argmax()), wanted.shape
+        )
+        place = f"at [{', '.join(map(str, index))}] " if index else ""
+        answer, wanted = answer[index].item(), wanted[index].item()
+    given, expected = (f"{value:.4g}" if isinstance(value, float) else value for value in (answer, wanted))
+    return f"{place}you have {given}, expected is {expected}."
+
+
+def _right(values: Tensor, wanted: Tensor, tolerance: float) -> Tensor:
+    """Which values are right, within the tolerance of the largest wanted one."""
+    scale = wanted.abs().max().item() if wanted.is_floating_point() else 0
+    return torch.isclose(values.double(), wanted.double(), rtol=0, atol=tolerance * (scale or 1))
 
 
 def _share_right(answer: Any, wanted: Any, tolerance: float) -> float:
@@ -245,12 +315,11 @@ def _share_right(answer: Any, wanted: Any, tolerance: float) -> float:
         return sum(shares) / len(shares)
     if isinstance(wanted, Tensor):
         values = _values(answer)
-        if values is None or values.shape != wanted.shape or wanted.numel() == 0:
+        if values is None or values.shape != wanted.shape or not _same_numbers(values, wanted):
             return 0.0
-        scale = wanted.abs().max().item() if wanted.is_floating_point() else 0
-        distance = tolerance * (scale or 1)
-        right = torch.isclose(values.double(), wanted.double(), rtol=0, atol=distance)
-        return right.double().mean().item()
+        if wanted.numel() == 0:
+            return 1.0
+        return _right(values, wanted, tolerance).double().mean().item()
     if isinstance(wanted, float) and type(answer) in (float, int):
         return float(abs(answer - wanted) <= tolerance * (abs(wanted) or 1))
     return float(type(answer) is type(wanted) and answer == wanted)
