@@ -189,10 +189,10 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Starts the JupyterLab of `make lab` on a free port, as if for the first time, and gives its address."""
     home = tmp_path_factory.mktemp("home")
     settings = home / "settings"
-    # Without it JupyterLab asks whether it may fetch news.
+    # JupyterLab is not to look for a newer version of itself.
     notification = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     notification.parent.mkdir(parents=True)
-    notification.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")
+    notification.write_text('{"checkForUpdates": false}', encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -206,6 +206,7 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         f"--port={port}",
         "--no-browser",
         "--allow-root",
+        "--LabApp.news_url=None",  # as `make lab` does
     ]
     command += [
         f"--ServerApp.root_dir={folder}",

@@ -4,11 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
 from layout import ROOT
 from support.links import link
-from workspace import copy_missing, fresh_copy
+from workspace import copy_missing, fresh_copy, outdated
 
 
 @pytest.fixture
@@ -141,3 +143,47 @@ def test_the_command_line_answers_in_a_sentence():
         and result.stderr.startswith("no lesson is called '77'")
         and "Traceback" not in result.stderr
     )
+
+
+def rewrite(path: Path, keep: int) -> None:
+    """Give a notebook four cells, of which so many keep their ids."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [nbformat.v4.new_markdown_cell("new", id=f"new{number}") for number in range(4 - keep)]
+    notebook.cells = notebook.cells[:keep] + cells
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture
+def four_cells(folders) -> tuple[Path, Path]:
+    """A course whose lesson 02 has four cells, and a learner's copy of it."""
+    notebooks, work = folders
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("old") for _ in range(4)])
+    nbformat.write(notebook, notebooks / "02_attention.ipynb")
+    copy_missing(notebooks, work)
+    return notebooks, work
+
+
+def test_copies_of_an_earlier_edition_are_named(four_cells):
+    notebooks, work = four_cells
+    assert outdated(notebooks, work) == []
+    rewrite(notebooks / "02_attention.ipynb", keep=2)
+    assert outdated(notebooks, work) == []
+    rewrite(notebooks / "02_attention.ipynb", keep=1)
+    assert outdated(notebooks, work) == [work / "02_attention.ipynb"]
+
+
+def test_an_answered_copy_is_of_this_edition(four_cells):
+    notebooks, work = four_cells
+    copied = nbformat.read(work / "02_attention.ipynb", as_version=4)
+    for cell in copied.cells:
+        cell.source = "my answer"
+    nbformat.write(copied, work / "02_attention.ipynb")
+    assert outdated(notebooks, work) == []
+
+
+@pytest.mark.parametrize("text", ["my answer", "{}", '{"cells": 3}', '{"nbformat": 4, "cells": [{}]}'])
+def test_a_copy_that_is_no_notebook_is_not_judged(folders, text):
+    notebooks, work = folders
+    copy_missing(notebooks, work)
+    (work / "02_attention.ipynb").write_text(text, encoding="utf-8")
+    assert outdated(notebooks, work) == []

@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import nbformat
 from layout import ROOT, all_notebooks, find_lesson
 
 
@@ -54,6 +55,29 @@ def fresh_copy(lesson: str, notebooks: Path, work: Path) -> Path:
     return copy(source, next(path for path in names if not os.path.lexists(path)))
 
 
+def outdated(notebooks: Path, work: Path) -> list[Path]:
+    """List the copies of lessons that were rewritten since: of the lesson's cells they hold less than half.
+
+    Cells keep their ids whatever the learner writes into them. A copy that is no notebook, or has no ids, is
+    not listed.
+    """
+    found = []
+    for lesson in all_notebooks(notebooks):
+        copied = work / lesson.relative_to(notebooks)
+        new, old = cell_ids(lesson), cell_ids(copied)
+        if old and len(new & old) < len(new) / 2:
+            found.append(copied)
+    return found
+
+
+def cell_ids(path: Path) -> set[str]:
+    """Return the ids of a notebook's cells, none where there is no such notebook."""
+    try:
+        return {cell.id for cell in nbformat.read(path, as_version=nbformat.NO_CONVERT).cells}
+    except (OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError):
+        return set()
+
+
 def check_folder(folder: Path) -> None:
     """Raise a NotADirectoryError unless this is a folder, a link to one, or can become one."""
     for place in (folder, *folder.parents):
@@ -90,6 +114,12 @@ def main() -> int:
         else:
             new = copy_missing(notebooks, work)
             print(f"New in work/: {len(new)} notebooks. Copies that were there are as you left them.")
+            for copied in outdated(notebooks, work):
+                name = copied.relative_to(work).with_suffix("").as_posix()
+                print(
+                    f"{copied.relative_to(ROOT)} is of an earlier edition; the new one, beside yours: "
+                    f"make reset LESSON={name}"
+                )
     except ValueError as error:
         print(f"{error}. Name one like this: make reset LESSON=02", file=sys.stderr)
         return 1
