@@ -7,7 +7,7 @@ import lesson_form
 import nbformat
 import pytest
 from layout import ROOT, lesson_paths
-from lesson_form import budgets, count_words, lines_of_code, needlessly_listed, origins, training
+from lesson_form import budgets, card, count_words, lines_of_code, needlessly_listed, origins, training
 from nbformat import NotebookNode
 from notebook_lint import lint
 
@@ -153,10 +153,44 @@ def test_a_lesson_trains_in_sight(cell):
     assert list(training(notebook, HERE)) == []
 
 
+def carded(time: str, *sources: str) -> NotebookNode:
+    """Make a lesson whose card says this time."""
+    return lesson(f"# 21 · Mine\n\n**Why?**\n\n| | |\n|---|---|\n| Time | {time} |", *sources)
+
+
+def test_the_card_says_the_time_that_the_lesson_takes():
+    size = ["word " * 360, *[f"%%{lines(30)}"] * 3, f"%%-{lines(40)}", "## For the thorough", "word " * 999]
+    assert list(card(carded("32 minutes to read and write, 50 s to run", *size), HERE)) == []
+    assert list(card(carded("28 minutes to read and write, 120 s to run", *size), HERE)) == []
+    assert list(card(carded("20 minutes to read and write, 50 s to run", *size), HERE)) == [
+        "its card says 20 minutes; its words and its visible code make 32"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, most", [("01_early", 60), ("21_mine", 120), ("10_dino", 180), ("a1_deep", 60)]
+)
+def test_the_card_says_a_time_to_run_that_is_short_enough(name, most):
+    def faults(seconds: int) -> list[str]:
+        return list(card(carded(f"1 minutes to read and write, {seconds} s to run"), Path(f"{name}.ipynb")))
+
+    assert faults(most) == []
+    assert faults(most + 1) == [f"its card says {most + 1} s to run; at most {most}"]
+
+
+def test_a_lesson_without_card_or_time_is_refused():
+    assert list(card(lesson("# 21 · Mine\n\nWhy?"), HERE)) == [
+        "its first cell has no title, or no question in bold on a line of its own"
+    ]
+    (fault,) = card(carded("an evening"), HERE)
+    assert fault.startswith("its card says 'an evening' as the time, not 'NN minutes")
+
+
 def test_a_rewritten_lesson_is_held_to_its_form_and_one_that_is_listed_is_not(write_lesson, monkeypatch):
     path = write_lesson("21_mine", "# Title", "%%#| default_exp mine")
-    (fault,) = lint(path)
-    assert fault.startswith("21_mine.ipynb: trains nothing in sight")
+    untrained, without_card = lint(path)
+    assert untrained.startswith("21_mine.ipynb: trains nothing in sight")
+    assert without_card.startswith("21_mine.ipynb: its first cell has no title")
     monkeypatch.setattr(lesson_form, "NOT_YET_REWRITTEN", {"21_mine"})
     assert lint(path) == ["21_mine.ipynb: has 2 cells; a lesson has 20 to 60"]
 

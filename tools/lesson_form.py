@@ -11,8 +11,9 @@ from itertools import groupby
 from pathlib import Path
 
 import nbformat
+from cards import card_of
 from export import BUILT_IN, DIRECTIVE, NAMES_MODULE, public_definitions
-from layout import lesson_paths, lessons_in, module_of
+from layout import lesson_number, lesson_paths, lessons_in, module_of
 from nbformat import NotebookNode
 from structure import outside_functions
 
@@ -43,6 +44,12 @@ MOST_CELLS = 45
 MOST_LINES_OF_A_CELL = 40
 MOST_LINES_OF_A_PLOT = 12
 CELLS_OF_FIRST_EDITION = range(20, 61)
+WORDS_A_MINUTE = 180
+SECONDS_A_LINE = 20
+TIME = re.compile(r"(\d+) minutes to read and write, (\d+) s to run")
+# Of one thread, for the lessons whose time differs from that of the others.
+MOST_SECONDS = 120
+MOST_SECONDS_OF = {"00": 60, "01": 60, "02": 60, "10": 180} | {f"a{number}": 60 for number in range(1, 9)}
 
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 TRAINING = {"fit", "backward"}
@@ -55,7 +62,7 @@ TAG_OR_TARGET = re.compile(r"<[^>]*>|(?<=\])\([^)]*\)")
 def form(notebook: NotebookNode, path: Path) -> Iterator[str]:
     """Every lesson has a rhythm, neighbours and its module; a rewritten one has budgets and trains early."""
     rules = [rhythm, neighbours, module, origins]
-    rules += [first_edition] if path.stem in NOT_YET_REWRITTEN else [budgets, training]
+    rules += [first_edition] if path.stem in NOT_YET_REWRITTEN else [budgets, training, card]
     for rule in rules:
         yield from rule(notebook, path)
 
@@ -85,16 +92,44 @@ def first_edition(notebook: NotebookNode, path: Path) -> Iterator[str]:
         yield f"has {len(notebook.cells)} cells; a lesson has {few} to {many}"
 
 
+def card(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """The card says how long the lesson takes, and that is what its words and its visible code amount to."""
+    try:
+        time = card_of(notebook).rows.get("Time", "")
+    except ValueError as error:
+        yield str(error)
+        return
+    said = TIME.fullmatch(time)
+    if said is None:
+        yield f"its card says {time!r} as the time, not 'NN minutes to read and write, NN s to run'"
+        return
+    minutes, seconds = int(said[1]), int(said[2])
+    words, lines = size_of_core(notebook)
+    counted = words / WORDS_A_MINUTE + lines * SECONDS_A_LINE / 60
+    if abs(minutes - counted) > 5:
+        yield f"its card says {minutes} minutes; its words and its visible code make {counted:.0f}"
+    most = MOST_SECONDS_OF.get(lesson_number(path), MOST_SECONDS)
+    if seconds > most:
+        yield f"its card says {seconds} s to run; at most {most}"
+
+
+def size_of_core(notebook: NotebookNode) -> tuple[int, int]:
+    """Count the words, and the visible lines of code, of a lesson's core path."""
+    core = list(core_path(notebook))
+    words = sum(count_words(cell.source) for cell in core if cell.cell_type == "markdown")
+    return words, sum(lines_of_code(cell.source) for cell in code_cells(core) if not is_folded(cell))
+
+
 def budgets(notebook: NotebookNode, path: Path) -> Iterator[str]:
     """The core path can be read, and its visible code taken in, in one sitting."""
     core = list(core_path(notebook))
     visible = [cell for cell in core if not is_folded(cell)]
     lines = {cell.id: lines_of_code(cell.source) for cell in code_cells(visible)}
-    words = sum(count_words(cell.source) for cell in core if cell.cell_type == "markdown")
+    words, all_lines = size_of_core(notebook)
     if words > MOST_WORDS:
         yield f"its core path has {words} words; at most {MOST_WORDS}"
-    if sum(lines.values()) > MOST_LINES:
-        yield f"its core path has {sum(lines.values())} visible lines of code; at most {MOST_LINES}"
+    if all_lines > MOST_LINES:
+        yield f"its core path has {all_lines} visible lines of code; at most {MOST_LINES}"
     if len(core) > MOST_CELLS:
         yield f"its core path has {len(core)} cells; at most {MOST_CELLS}"
     for cell in code_cells(visible):
