@@ -45,10 +45,10 @@ def test_its_relative_links_lead_somewhere(readme):
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-def test_its_tables_are_those_of_the_catalogue(readme):
+def test_its_tables_are_those_of_the_lessons_and_the_catalogue(readme):
     assert with_tables(readme) == readme, "write them again: python tools/readme.py"
 
 
 def test_a_readme_without_a_place_for_a_table_is_refused():
-    with pytest.raises(ValueError, match="has no lines <!-- models: .* and <!-- end of models -->"):
+    with pytest.raises(ValueError, match="has no lines <!-- lessons: .* and <!-- end of lessons -->"):
         with_tables("# vit_course\n")

@@ -1,10 +1,11 @@
-"""The tables of the README that come from the catalogue: the models, and which objective trains which of
-them.
+"""The tables of the README that are derived: the lessons, from their cards; the models, and which objective
+trains which of them, from the catalogue.
 
 python tools/readme.py    # writes them into README.md; tests/test_readme.py holds README.md to them
 """
 
-from layout import ROOT
+from cards import read_card
+from layout import ROOT, lesson_paths, within_notebooks
 
 from vit_course.lab import catalogue
 from vit_course.lab.catalogue import Reservation, Row
@@ -24,6 +25,16 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     """
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def lessons_table() -> str:
+    """The lessons with their questions and the time that they take, as Markdown."""
+    rows = []
+    for lesson in lesson_paths(ROOT / "notebooks"):
+        card = read_card(lesson)
+        link = f"[{card.title.replace(' · ', ' ')}](notebooks/{within_notebooks(lesson)})"
+        rows.append([link, card.question, card.rows["Time"]])
+    return markdown(["lesson", "the question", "time"], rows)
 
 
 def models_table() -> str:
@@ -70,7 +81,7 @@ def objectives_table() -> str:
     return markdown(["", *catalogue.MODELS, *catalogue.FOREIGN], rows) + "".join(notes)
 
 
-TABLES = {"models": models_table, "objectives": objectives_table}
+TABLES = {"lessons": lessons_table, "models": models_table, "objectives": objectives_table}
 
 
 def with_tables(readme: str) -> str:
@@ -95,4 +106,4 @@ def with_tables(readme: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
-    print("README.md holds the tables of the catalogue.")
+    print("README.md holds the tables of the lessons and of the catalogue.")
