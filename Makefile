@@ -67,6 +67,7 @@ execute: $(INSTALLED)
 
 pages: $(INSTALLED)
 	$(BIN)/python tools/page.py $(LESSON)
+	$(BIN)/python tools/glossary.py
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --select I --fix --quiet .

@@ -5,6 +5,7 @@
 | `digits()` | real handwriting, 1 × 8 × 8, ten classes | nothing |
 | `photo(name)`, `photos()` | real photographs, whole and in crops; `PHOTO_CREDITS` says whose | nothing |
 | `shapes(level)` | generated scenes with label, exact mask and box, at three levels | nothing |
+| `reach()` | coloured cells: name the colour far from the mark; `reach_dense` gives the same on maps | nothing |
 | `image_folder(path)` | a learner's own pictures, one sub-folder per class | the pictures |
 | `cifar10()`, `published(name)` | sets that torchvision can fetch | a network, once |
 """
@@ -14,6 +15,7 @@ from .handwriting import digits
 from .image_set import MEAN, STD, ImageSet, normalise
 from .photographs import PHOTO_CREDITS, Credit, photo, photos
 from .published import cifar10, published
+from .reach import reach, reach_dense
 from .scenes import LEVELS, boxes_around, shapes
 
 __all__ = [
@@ -31,5 +33,7 @@ __all__ = [
     "photo",
     "photos",
     "published",
+    "reach",
+    "reach_dense",
     "shapes",
 ]
