@@ -24,121 +24,49 @@ from vit_course.patching import (
 from vit_course.vit import FeedForward, StochasticDepth, fill_buffers_again, residual
 
 __all__ = [
-    "SqueezeExcitation",
-    "MBConvResidual",
-    "MBConv",
+    "window_members",
     "relative_position_index",
     "WindowAttention",
     "WindowTransformerBlock",
-    "MaxViTBlock",
+    "SqueezeExcitation",
+    "MBConvResidual",
+    "MBConv",
     "Pyramid",
+    "MaxViTBlock",
     "MaxViT",
 ]
 
 # The published numbers: a large eps, and statistics that forget slowly.
 _batch_norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
+# All that tells block from grid. y and x count windows, r and c count cells inside a window: in a block the
+# cells of a window lie side by side, in a grid they lie as far apart as there are windows.
+_CELLS = {"block": "(y r) (x c)", "grid": "(r y) (c x)"}
 
-class SqueezeExcitation(nn.Module):
-    """A gate for every channel, the same at every place.
+
+def window_members(rows: int, columns: int, window_size: int, axis: str) -> Tensor:
+    """Which cells of a map share a window.
 
     Args:
-        dim: channels d.
-        hidden_dim: width of the narrow layer in between.
+        rows, columns: sides of the map in cells.
+        window_size: w, cells along one side of a window.
+        axis: 'block', windows of neighbours, or 'grid', windows of cells that are spread over the whole map.
 
-    Shape: map (b, d, rows, columns) -> the same map, each channel multiplied by a number in 0 … 1.
+    Returns:
+        (windows, t) cells, numbered in reading order, t = w².
 
     Raises:
-        TypeError, ValueError: for sizes that do not fit.
+        ValueError: where windows do not fill the map.
 
-    Source: Hu et al. 2018, equations 2 to 4; SiLU as in EfficientNet.
-
-    Built in lesson 07.
-    """
-
-    def __init__(self, *, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        require_at_least(1, dim=dim, hidden_dim=hidden_dim)
-        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
-        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        summary = features.mean(dim=(2, 3), keepdim=True)  # (b, d, 1, 1): squeeze
-        return features * self.fc2(F.silu(self.fc1(summary))).sigmoid()  # excite
-
-
-class MBConvResidual(nn.Module):
-    """A branch of convolutions beside a shortcut; training drops the branch, for each sample by itself.
-
-    Args:
-        branch: a module from a map to a map.
-        shortcut: a module with the same shapes, the identity by default.
-        layer_dropout: share of the samples that lose the branch in training (drop path).
-
-    Shape: map -> shortcut(map) + branch(map).
-
-    Source: He et al. 2016, section 3.2; Huang et al. 2016.
+    Source: Tu et al. 2022, section 3.
 
     Built in lesson 07.
     """
-
-    def __init__(
-        self, branch: nn.Module, *, shortcut: nn.Module | None = None, layer_dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.shortcut = nn.Identity() if shortcut is None else shortcut
-        self.branch = branch
-        self.drop_path = StochasticDepth(layer_dropout)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.shortcut(features) + self.drop_path(self.branch(features))
-
-
-class MBConv(MBConvResidual):
-    """Inverted bottleneck: widen, look around channel by channel, gate, narrow.
-
-    The width inside is 4 · dim_out, that of the gate dim_out / 4, as published.
-
-    Args:
-        dim_in, dim_out: channels of the map before and after.
-        downsample: halve the sides of the map; the shortcut then averages and projects.
-        layer_dropout: share of the samples that lose the branch in training (drop path).
-
-    Shape: map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns.
-
-    Raises:
-        TypeError, ValueError: for sizes that do not fit.
-
-    Source: Tu et al. 2022, figure 2; Sandler et al. 2018.
-
-    Built in lesson 07.
-    """
-
-    def __init__(
-        self, *, dim_in: int, dim_out: int, downsample: bool = False, layer_dropout: float = 0.0
-    ) -> None:
-        require_at_least(1, dim_in=dim_in)
-        require_at_least(4, dim_out=dim_out)  # narrower ones would leave nothing for the gate
-        hidden, stride = 4 * dim_out, 2 if downsample else 1
-        branch = OrderedDict(
-            pre_norm=_batch_norm(dim_in),
-            expand=nn.Conv2d(dim_in, hidden, 1, bias=False),
-            norm1=_batch_norm(hidden),
-            act1=nn.GELU(),
-            depthwise=nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False),
-            norm2=_batch_norm(hidden),
-            act2=nn.GELU(),
-            se=SqueezeExcitation(dim=hidden, hidden_dim=dim_out // 4),
-            project=nn.Conv2d(hidden, dim_out, 1),
-        )
-        shortcut: list[nn.Module] = []
-        if downsample:
-            shortcut.append(nn.AvgPool2d(3, stride, padding=1))
-        if downsample or dim_in != dim_out:
-            shortcut.append(nn.Conv2d(dim_in, dim_out, 1))
-        super().__init__(
-            nn.Sequential(branch), shortcut=nn.Sequential(*shortcut), layer_dropout=layer_dropout
-        )
+    w = window_size
+    if rows % w or columns % w:
+        raise ValueError(f"windows of {w} by {w} do not fill a map of {rows} by {columns} cells")
+    cells = torch.arange(rows * columns).view(rows, columns)
+    return rearrange(cells, f"{_CELLS[axis]} -> (y x) (r c)", r=w, c=w)
 
 
 def relative_position_index(window_size: int) -> Tensor:
@@ -164,11 +92,6 @@ def relative_position_index(window_size: int) -> Tensor:
     places = torch.cartesian_prod(torch.arange(window_size), torch.arange(window_size))  # (t, 2): row, column
     down, across = (places[:, None] - places + window_size - 1).unbind(dim=-1)  # (t, t) each
     return down * (2 * window_size - 1) + across
-
-
-# All that tells block from grid. y and x count windows, r and c count cells inside a window: in a block the
-# cells of a window lie side by side, in a grid they lie as far apart as there are windows.
-_CELLS = {"block": "(y r) (x c)", "grid": "(r y) (c x)"}
 
 
 class WindowAttention(HeadedAttention):
@@ -233,22 +156,8 @@ class WindowAttention(HeadedAttention):
         self.relative_position_index = index.to(self.relative_position_bias_table.device)
 
     def members(self, rows: int, columns: int) -> Tensor:
-        """Which cells of a map share a window.
-
-        Args:
-            rows, columns: sides of the map in cells.
-
-        Returns:
-            (windows, t), cells numbered in reading order.
-
-        Raises:
-            ValueError: where windows do not fill the map.
-        """
-        w = self.window_size
-        if rows % w or columns % w:
-            raise ValueError(f"windows of {w} by {w} do not fill a map of {rows} by {columns} cells")
-        cells = torch.arange(rows * columns).view(rows, columns)
-        return rearrange(cells, f"{_CELLS[self.axis]} -> (y x) (r c)", r=w, c=w)
+        """Which cells of a map share a window: `window_members` for this layer."""
+        return window_members(rows, columns, self.window_size, self.axis)
 
     def bias(self) -> Tensor:
         """What each offset adds to the scores: (1, h, t, t)."""
@@ -337,44 +246,106 @@ class WindowTransformerBlock(nn.Module):
         return rearrange(cells, "b rows columns d -> b d rows columns")
 
 
-class MaxViTBlock(nn.Sequential):
-    """MBConv, block attention, grid attention.
+class SqueezeExcitation(nn.Module):
+    """A gate for every channel, the same at every place.
 
     Args:
-        dim_in, dim_out, downsample: as for `MBConv`.
-        window_size, dim_head, dropout, layer_dropout, attention_scale: as for `WindowTransformerBlock`.
+        dim: channels d.
+        hidden_dim: width of the narrow layer in between.
 
-    Shape: map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns.
+    Shape: map (b, d, rows, columns) -> the same map, each channel multiplied by a number in 0 … 1.
 
-    Source: Tu et al. 2022, figure 2.
+    Raises:
+        TypeError, ValueError: for sizes that do not fit.
+
+    Source: Hu et al. 2018, equations 2 to 4; SiLU as in EfficientNet.
+
+    Built in lesson 07.
+    """
+
+    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        require_at_least(1, dim=dim, hidden_dim=hidden_dim)
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        summary = features.mean(dim=(2, 3), keepdim=True)  # (b, d, 1, 1): squeeze
+        return features * self.fc2(F.silu(self.fc1(summary))).sigmoid()  # excite
+
+
+class MBConvResidual(nn.Module):
+    """A branch of convolutions beside a shortcut; training drops the branch, for each sample by itself.
+
+    Args:
+        branch: a module from a map to a map.
+        shortcut: a module with the same shapes, the identity by default.
+        layer_dropout: share of the samples that lose the branch in training (drop path).
+
+    Shape: map -> shortcut(map) + branch(map).
+
+    Source: He et al. 2016, section 3.2; Huang et al. 2016.
 
     Built in lesson 07.
     """
 
     def __init__(
-        self,
-        *,
-        dim_in: int,
-        dim_out: int,
-        downsample: bool,
-        window_size: int = 7,
-        dim_head: int = 32,
-        dropout: float = 0.0,
-        layer_dropout: float = 0.0,
-        attention_scale: str = "head",
+        self, branch: nn.Module, *, shortcut: nn.Module | None = None, layer_dropout: float = 0.0
     ) -> None:
-        transformer = partial(
-            WindowTransformerBlock,
-            dim=dim_out,
-            window_size=window_size,
-            dim_head=dim_head,
-            dropout=dropout,
-            layer_dropout=layer_dropout,
-            attention_scale=attention_scale,
+        super().__init__()
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.branch = branch
+        self.drop_path = StochasticDepth(layer_dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.shortcut(features) + self.drop_path(self.branch(features))
+
+
+class MBConv(MBConvResidual):
+    """Inverted bottleneck: widen, convolve channel by channel, gate, narrow.
+
+    The width inside is 4 · dim_out, that of the gate dim_out / 4, as published.
+
+    Args:
+        dim_in, dim_out: channels of the map before and after.
+        downsample: halve the sides of the map; the shortcut then averages and projects.
+        layer_dropout: share of the samples that lose the branch in training (drop path).
+
+    Shape: map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns.
+
+    Raises:
+        TypeError, ValueError: for sizes that do not fit.
+
+    Source: Tu et al. 2022, figure 2; Sandler et al. 2018.
+
+    Built in lesson 07.
+    """
+
+    def __init__(
+        self, *, dim_in: int, dim_out: int, downsample: bool = False, layer_dropout: float = 0.0
+    ) -> None:
+        require_at_least(1, dim_in=dim_in)
+        require_at_least(4, dim_out=dim_out)  # narrower ones would leave nothing for the gate
+        hidden, stride = 4 * dim_out, 2 if downsample else 1
+        branch = OrderedDict(
+            pre_norm=_batch_norm(dim_in),
+            expand=nn.Conv2d(dim_in, hidden, 1, bias=False),
+            norm1=_batch_norm(hidden),
+            act1=nn.GELU(),
+            depthwise=nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False),
+            norm2=_batch_norm(hidden),
+            act2=nn.GELU(),
+            se=SqueezeExcitation(dim=hidden, hidden_dim=dim_out // 4),
+            project=nn.Conv2d(hidden, dim_out, 1),
         )
-        conv = MBConv(dim_in=dim_in, dim_out=dim_out, downsample=downsample, layer_dropout=layer_dropout)
-        block, grid = transformer(axis="block"), transformer(axis="grid")
-        super().__init__(OrderedDict[str, nn.Module](conv=conv, block=block, grid=grid))
+        shortcut: list[nn.Module] = []
+        if downsample:
+            shortcut.append(nn.AvgPool2d(3, stride, padding=1))
+        if downsample or dim_in != dim_out:
+            shortcut.append(nn.Conv2d(dim_in, dim_out, 1))
+        super().__init__(
+            nn.Sequential(branch), shortcut=nn.Sequential(*shortcut), layer_dropout=layer_dropout
+        )
 
 
 class Pyramid(nn.Module):
@@ -445,6 +416,46 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+
+class MaxViTBlock(nn.Sequential):
+    """MBConv, block attention, grid attention.
+
+    Args:
+        dim_in, dim_out, downsample: as for `MBConv`.
+        window_size, dim_head, dropout, layer_dropout, attention_scale: as for `WindowTransformerBlock`.
+
+    Shape: map (b, dim_in, rows, columns) -> (b, dim_out, rows, columns), or half the rows and columns.
+
+    Source: Tu et al. 2022, figure 2.
+
+    Built in lesson 07.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim_in: int,
+        dim_out: int,
+        downsample: bool,
+        window_size: int = 7,
+        dim_head: int = 32,
+        dropout: float = 0.0,
+        layer_dropout: float = 0.0,
+        attention_scale: str = "head",
+    ) -> None:
+        transformer = partial(
+            WindowTransformerBlock,
+            dim=dim_out,
+            window_size=window_size,
+            dim_head=dim_head,
+            dropout=dropout,
+            layer_dropout=layer_dropout,
+            attention_scale=attention_scale,
+        )
+        conv = MBConv(dim_in=dim_in, dim_out=dim_out, downsample=downsample, layer_dropout=layer_dropout)
+        block, grid = transformer(axis="block"), transformer(axis="grid")
+        super().__init__(OrderedDict[str, nn.Module](conv=conv, block=block, grid=grid))
 
 
 class MaxViT(Pyramid):
