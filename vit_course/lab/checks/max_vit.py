@@ -500,10 +500,6 @@ def _largest_of_the_map(features: Tensor, norm: nn.Module, head: nn.Module) -> T
     return head(norm(features.amax(dim=(2, 3))))
 
 
-def _head_first(features: Tensor, norm: nn.Module, head: nn.Module) -> Tensor:
-    return norm(head(features.movedim(1, -1)).mean(dim=(1, 2)))
-
-
 def _layers(seed: int, d: int, classes: int) -> tuple[nn.Module, nn.Module]:
     """A norm and a head with weights that matter; PyTorch's own random state stays as it is."""
     norm, head = nn.LayerNorm(d), nn.Linear(d, classes, bias=False)
@@ -536,7 +532,6 @@ with torch.random.fork_rng(devices=[]):
             "the largest": Mistake(
                 _largest_of_the_map, says="You took the largest value of each channel; pooling is the mean here."
             ),
-            "head before pooling": Mistake(_head_first, says="The head comes last, behind pooling and norm."),
         },
     )
 
