@@ -15,12 +15,13 @@ PRETRAINING_SETS = {"ImageNet": 1.3e6, "ImageNet-21k": 14e6, "JFT-300M": 303e6}
 PRETRAINED = {
     "ViT-L/16": (76.53, 85.15, 87.12),
     "ViT-B/16": (77.91, 83.97, 84.15),
+    "ViT-H/14": (float("nan"), 85.13, 88.04),
     "ResNet (BiT)": (81.30, 85.39, 87.54),
 }
 
 
 def pretraining() -> Figure:
-    """Published accuracy on ImageNet of two ViTs and a ResNet by the number of pre-training pictures.
+    """Published accuracy on ImageNet of three ViTs and a ResNet by the number of pre-training pictures.
 
     Returns:
         A figure to give to `show`.
@@ -29,10 +30,10 @@ def pretraining() -> Figure:
     pictures = list(PRETRAINING_SETS.values())
     for index, (name, accuracies) in enumerate(PRETRAINED.items()):
         style = {"color": COLOURS[index], "linestyle": DASHES[index]}
-        axis.plot(pictures, accuracies, marker="os^"[index], **style)
-        shift = {"ViT-L/16": -5, "ResNet (BiT)": 5}.get(name, 0)
+        axis.plot(pictures, accuracies, marker="osD^"[index], **style)
+        shift = {"ViT-L/16": -6, "ViT-H/14": 7}.get(name, 0)
         place = {"xy": (pictures[-1], accuracies[-1]), "xytext": (8, shift), "textcoords": "offset points"}
-        axis.annotate(name, **place, va="center", fontsize=9, color=COLOURS[index])
+        axis.annotate(name, **place, va="center", fontsize=9)
     axis.set(xscale="log", xlim=(9e5, 2e9), ylim=(75, 90), ylabel="top-1 accuracy on ImageNet, %")
     ticks = [
         f"{name}\n{number}" for name, number in zip(PRETRAINING_SETS, ("1.3 M", "14 M", "303 M"), strict=True)
@@ -71,7 +72,7 @@ def sum_of_tables(tables: Mapping[str, Tensor], rows: Sequence[str]) -> Figure:
 
 
 def photograph(photo: Tensor, maps: Mapping[str, Tensor]) -> Figure:
-    """A photograph, and below it the same under one map after another, as wide as the page.
+    """A photograph, and the same under one map after another, two in a row as wide as the page.
 
     Args:
         photo: (c, h, w) in 0..1.
@@ -81,11 +82,14 @@ def photograph(photo: Tensor, maps: Mapping[str, Tensor]) -> Figure:
         A figure to give to `show`.
     """
     height, width = photo.shape[-2:]
-    side = WIDTH / 2
-    figure, axes = pyplot.subplots(
-        1, len(maps), figsize=(side * len(maps), side * height / width + 0.4), layout="compressed"
-    )
-    for axis, (title, weights) in zip(axes, maps.items(), strict=True):
+    rows = (2 + len(maps)) // 2
+    size = (WIDTH, rows * (WIDTH / 2 * height / width + 0.3))
+    figure, axes = pyplot.subplots(rows, 2, figsize=size, squeeze=False, layout="compressed")
+    for axis in axes.flat:
+        axis.axis("off")
+    draw_image(axes.flat[0], photo)
+    axes.flat[0].set_title("the photograph", fontsize=11)
+    for axis, (title, weights) in zip(axes.flat[1:], maps.items(), strict=False):
         _overlay(axis, photo, weights)
         axis.set_title(title, fontsize=11)
     return figure
@@ -120,12 +124,13 @@ def attention_on_scenes(images: Tensor, masks: Tensor, maps: Mapping[str, Tensor
 
 
 def _overlay(axis: Axes, image: Tensor, weights: Tensor) -> None:
-    """An image in grey under its weights, which are scaled to the largest."""
+    """An image in grey under its weights, scaled to the largest; it shows through where there are none."""
     height, width = image.shape[-2:]
-    draw_image(axis, image.mean(dim=0, keepdim=True))
+    draw_image(axis, 0.25 + 0.6 * image.mean(dim=0, keepdim=True))
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    strength = (weights / weights.max().clamp(min=1e-12)).detach().cpu().numpy()
-    axis.imshow(strength, cmap="magma", alpha=0.65, vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    strength = (weights / weights.max().clamp(min=1e-12)).detach().cpu().sqrt().numpy()
+    alpha = 0.1 + 0.75 * strength
+    axis.imshow(strength, cmap="inferno", alpha=alpha, vmin=0, vmax=1, extent=extent, interpolation="nearest")
     axis.axis("off")
 
 
