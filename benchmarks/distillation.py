@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from results import Table, make, summary
+from tables import Table, make, summary
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 

@@ -1,15 +1,15 @@
 """Figures of lesson 08: what a teacher is worth, at what temperature, and where two tokens look."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.stats import t
 from torch import Tensor
 
+from ..results import interval
 from .shared import COLOURS, WIDTH, draw_image
 
 Rows = Sequence[Mapping]
@@ -22,7 +22,8 @@ def by_seed(rows: Rows, name: str, key: str = "accuracy") -> dict[int, float]:
 
 def half_interval(values: Sequence[float]) -> float:
     """Half the width of the 95 % t interval of a mean."""
-    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    low, high = interval(values)
+    return (high - low) / 2
 
 
 def values(rows: Rows, names: Sequence[str]) -> Figure:
