@@ -314,7 +314,7 @@ DISTILLATION_LOSS = Exercise(
 # ---- step 4: teacher_answers -------------------------------------------------------------------------------
 
 
-def _watched(function: Callable, case: tuple[nn.Module, Tensor]) -> Any:
+def _watched(function: Callable, case: tuple[nn.Sequential, Tensor]) -> Any:
     """The answers for a batch, and what has become of the teacher: statistics, modes, gradients."""
     teacher, images = case
     with torch.enable_grad():
@@ -325,11 +325,12 @@ def _watched(function: Callable, case: tuple[nn.Module, Tensor]) -> Any:
     return answers, teacher[2].running_mean, modes, getattr(answers, "requires_grad", False)
 
 
-def _teacher(is_training: bool) -> nn.Module:
+def _teacher(is_training: bool) -> nn.Sequential:
     """A teacher with dropout and statistics, of which one part is frozen in eval."""
     layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten()]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        teacher = filled(nn.Sequential(*layers, nn.Linear(16, 3))).train(is_training)
+        teacher = nn.Sequential(*layers, nn.Linear(16, 3))
+        filled(teacher).train(is_training)
     teacher[1].eval()
     return teacher
 
@@ -414,7 +415,7 @@ def _pair(model: DistilledViT, features: Tensor) -> tuple[Tensor, Tensor]:
     return model.head(features[:, 0]), model.head_dist(features[:, 1])
 
 
-def _in_training(model: DistilledViT, pair: tuple, combined: Tensor) -> Any:
+def _in_training(model: DistilledViT, pair: tuple, combined: Any) -> Any:
     return pair if model.training else combined
 
 
