@@ -57,7 +57,7 @@ def sum_of_tables(tables: Mapping[str, Tensor], rows: Sequence[str]) -> Figure:
     """
     figure, axes = pyplot.subplots(1, len(tables), figsize=(WIDTH, 2.6), layout="constrained")
     for index, (axis, (title, table)) in enumerate(zip(axes, tables.items(), strict=True)):
-        axis.imshow(table, cmap="viridis", vmin=-1, vmax=9)
+        axis.imshow(table.numpy(), cmap="viridis", vmin=-1, vmax=9)
         for row in range(table.shape[0]):
             for column in range(table.shape[1]):
                 value = table[row, column].item() + 0.0  # without the sign of -0.0
@@ -118,7 +118,7 @@ def attention_on_scenes(images: Tensor, masks: Tensor, maps: Mapping[str, Tensor
                 draw_image(axis, images[column])
             else:
                 _overlay(axis, images[column], maps[name][column])
-            axis.contour(masks[column].float(), levels=[0.5], colors="white", linewidths=1)
+            axis.contour(masks[column].float().numpy(), levels=[0.5], colors="white", linewidths=1)
             axis.axis("off")
     return figure
 
