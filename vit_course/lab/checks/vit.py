@@ -216,6 +216,7 @@ TRANSFORMER_BLOCK = Exercise(
 def _sequence(model: ViT, images: Tensor) -> tuple[Tensor, Tensor]:
     """Class tokens (b, 1, d) and patch tokens (b, n, d), before positions."""
     patches = model.patch_embed(images)
+    assert model.cls_token is not None  # these mistakes are made with a class token
     return model.cls_token.expand(len(patches), -1, -1), patches
 
 
@@ -377,14 +378,16 @@ def _encode_no_blocks(self: ViT, tokens: Tensor, grid: tuple[int, int]) -> Tenso
 
 
 def _encode_case(
-    seed: int, grid: tuple[int, int], **changes: str
+    seed: int, grid: tuple[int, int], pool: str = "cls"
 ) -> tuple[nn.Module, Tensor, tuple[int, int]]:
     """A ViT for 2 × 3 patches with weights that matter, patch tokens, and their grid."""
     with torch.random.fork_rng(devices=[]):
-        model = filled(ViT(image_size=(8, 12), patch_size=4, **_SMALL, **changes)).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model, *_draw(seed, (2, grid[0] * grid[1], 8)), grid
+        model = ViT(
+            image_size=(8, 12), patch_size=4, num_classes=3, dim=8, depth=2, heads=2, mlp_dim=12, pool=pool
+        )
+        filled(model.eval())
+    (tokens,) = _draw(seed, (2, grid[0] * grid[1], 8))
+    return model.requires_grad_(False), tokens, grid
 
 
 ENCODE = Exercise(

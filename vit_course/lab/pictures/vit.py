@@ -6,6 +6,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from .shared import COLOURS, DASHES, WIDTH, draw_image
 
@@ -26,14 +27,13 @@ def pretraining() -> Figure:
     Returns:
         A figure to give to `show`.
     """
-    figure, axis = pyplot.subplots(figsize=(WIDTH * 0.7, 3.2), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(WIDTH * 0.7, 3.2), dpi=80, layout="constrained")
     pictures = list(PRETRAINING_SETS.values())
     for index, (name, accuracies) in enumerate(PRETRAINED.items()):
-        style = {"color": COLOURS[index], "linestyle": DASHES[index]}
-        axis.plot(pictures, accuracies, marker="osD^"[index], **style)
+        axis.plot(pictures, accuracies, marker="osD^"[index], color=COLOURS[index], linestyle=DASHES[index])
         shift = {"ViT-L/16": -6, "ViT-H/14": 7}.get(name, 0)
-        place = {"xy": (pictures[-1], accuracies[-1]), "xytext": (8, shift), "textcoords": "offset points"}
-        axis.annotate(name, **place, va="center", fontsize=9)
+        end = (pictures[-1], accuracies[-1])
+        axis.annotate(name, end, (8, shift), textcoords="offset points", va="center", fontsize=9)
     axis.set(xscale="log", xlim=(9e5, 2e9), ylim=(75, 90), ylabel="top-1 accuracy on ImageNet, %")
     ticks = [
         f"{name}\n{number}" for name, number in zip(PRETRAINING_SETS, ("1.3 M", "14 M", "303 M"), strict=True)
@@ -55,7 +55,7 @@ def sum_of_tables(tables: Mapping[str, Tensor], rows: Sequence[str]) -> Figure:
     Returns:
         A figure to give to `show`.
     """
-    figure, axes = pyplot.subplots(1, len(tables), figsize=(WIDTH, 2.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(tables), figsize=(WIDTH, 2.6), dpi=80, layout="constrained")
     for index, (axis, (title, table)) in enumerate(zip(axes, tables.items(), strict=True)):
         axis.imshow(table.numpy(), cmap="viridis", vmin=-1, vmax=9)
         for row in range(table.shape[0]):
@@ -84,14 +84,14 @@ def photograph(photo: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     height, width = photo.shape[-2:]
     rows = (2 + len(maps)) // 2
     size = (WIDTH, rows * (WIDTH / 2 * height / width + 0.3))
-    figure, axes = pyplot.subplots(rows, 2, figsize=size, squeeze=False, layout="compressed")
+    figure, axes = pyplot.subplots(rows, 2, figsize=size, dpi=60, squeeze=False, layout="compressed")
     for axis in axes.flat:
         axis.axis("off")
     draw_image(axes.flat[0], photo)
-    axes.flat[0].set_title("the photograph", fontsize=11)
+    axes.flat[0].set_title("the photograph", fontsize=14)
     for axis, (title, weights) in zip(axes.flat[1:], maps.items(), strict=False):
         _overlay(axis, photo, weights)
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title, fontsize=14)
     return figure
 
 
@@ -107,11 +107,11 @@ def attention_on_scenes(images: Tensor, masks: Tensor, maps: Mapping[str, Tensor
         A figure to give to `show`.
     """
     rows, columns = 1 + len(maps), len(images)
-    side = WIDTH / (columns + 0.6)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(WIDTH, side * rows), layout="constrained")
+    side = WIDTH / (columns + 0.9)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(WIDTH, side * rows), dpi=60, layout="constrained")
     for row, name in enumerate(["scene", *maps]):
         axes[row, 0].text(
-            -0.08, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9
+            -0.08, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=12
         )
         for column, axis in enumerate(axes[row]):
             if row == 0:
@@ -126,7 +126,10 @@ def attention_on_scenes(images: Tensor, masks: Tensor, maps: Mapping[str, Tensor
 def _overlay(axis: Axes, image: Tensor, weights: Tensor) -> None:
     """An image in grey under its weights, scaled to the largest; it shows through where there are none."""
     height, width = image.shape[-2:]
-    draw_image(axis, 0.25 + 0.6 * image.mean(dim=0, keepdim=True))
+    grey = image.mean(dim=0, keepdim=True)
+    if height > 128:  # a finer one only makes the file large
+        grey = avg_pool2d(grey, 4).repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    draw_image(axis, 0.25 + 0.6 * (32 * grey).round() / 32)
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     strength = (weights / weights.max().clamp(min=1e-12)).detach().cpu().sqrt().numpy()
     alpha = 0.1 + 0.75 * strength
@@ -143,12 +146,12 @@ def through_depth(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
     Returns:
         A figure to give to `show`.
     """
-    figure, axes = pyplot.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(WIDTH, 3.6), dpi=80, layout="constrained")
     for index, (name, values) in enumerate(measured.items()):
-        style = {"color": COLOURS[index], "linestyle": DASHES[index]}
         for axis, key in zip(axes, ("difference", "spread"), strict=True):
             heights = [max(value, 1e-7) for value in values[key]]
-            axis.plot(range(1, len(heights) + 1), heights, label=name if axis is axes[0] else None, **style)
+            (line,) = axis.plot(range(1, len(heights) + 1), heights, color=COLOURS[index])
+            line.set(linestyle=DASHES[index], label=name if axis is axes[0] else None)
     axes[0].set(ylim=(5e-8, 2), ylabel="difference between tokens")
     axes[1].set(ylabel="standard deviation of the tokens")
     for axis in axes:
