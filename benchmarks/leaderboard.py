@@ -346,15 +346,15 @@ RATES = dict.fromkeys(MODELS, 2e-3)
 SHAPES = dict(data="default", steps=800)
 REACH = dict(data="reach", steps=800, rotation=0.0, flip=False)
 DIGITS = dict(data="digits", steps=400, crop=0.7, rotation=15.0, flip=False)
-# Steps that take about 40 core-seconds, rounded to ten: by the process time of the rows "learning rate" and, for
-# DeiT, of its first row of the column "shapes". Its teacher's training is not in them.
+# Steps that take about 40 core-seconds, rounded to ten: by the process time of the rows "learning rate" and,
+# for DeiT, of its first row of the column "shapes". Its teacher's training is not in them.
 EQUAL_TIME = {
     "ViT": 1080,
     "ViT, convolutional stem": 920,
     "CaiT": 960,
     "XCiT": 690,
     "MaxViT": 280,
-    "DeiT": 630,
+    "DeiT": 550,
     "CNN": 400,
 }
 

@@ -102,13 +102,15 @@ XCA = Exercise(
     mistakes={
         "exponential of the temperature": Mistake(
             _but(XCAttention, "forward", _EXPONENTIAL),
-            says="You multiplied by e to the temperature. XCiT's weights are made for the temperature itself.",
+            says=(
+                "You multiplied by e to the temperature. XCiT's weights are made for the temperature itself."
+            ),
         ),
         "divided by the temperature": Mistake(
             _but(XCAttention, "forward", _attends(_divided_by_temperature)),
             says=(
-                "You divided by the temperature, as the paper writes it. Its code and its weights multiply: a "
-                "larger number is a sharper softmax."
+                "You divided by the temperature, as the paper writes it. Its code and its weights multiply: "
+                "a larger number is a sharper softmax."
             ),
         ),
         "no temperature": Mistake(
@@ -133,8 +135,8 @@ XCA = Exercise(
         "weights not transposed": Mistake(
             _but(XCAttention, "forward", _attends(_turned)),
             says=(
-                "The weights are right, but v meets them the wrong way round: row i holds what channel i takes, "
-                "so the product is v @ weights.mT."
+                "The weights are right, but v meets them the wrong way round: row i holds what channel i "
+                "takes, so the product is v @ weights.mT."
             ),
         ),
         "no output layer": Mistake(
@@ -384,7 +386,8 @@ CLASS_BLOCK = Exercise(
         "residual before the norm": Mistake(
             _but(XCiTClassBlock, "forward", _class_block(behind=False)),
             says=(
-                "The residual of the feed-forward layer starts behind norm2 here: norm2(x) + ls2(mlp(norm2(x)))."
+                "The residual of the feed-forward layer starts behind norm2 here: norm2(x) + "
+                "ls2(mlp(norm2(x)))."
             ),
         ),
     },
