@@ -12,8 +12,8 @@ from .shared import COLOURS, DASHES, WIDTH
 
 READINGS = (
     "Two rows of three matrices. Above: a table of 3 tokens by 2 channels, a 3 by 3 matrix of token weights, "
-    "and a 2 by 2 matrix of channel weights, 0.63 and 0.37 in its first row. Below: the table with every token "
-    "twice, a 6 by 6 matrix of token weights, and the same 2 by 2 matrix as above."
+    "and a 2 by 2 matrix of channel weights, 0.63 and 0.37 in its first row. Below: the table with every "
+    "token twice, a 6 by 6 matrix of token weights, and the same 2 by 2 matrix as above."
 )
 LETTERS = ("red", "green", "blue", "yellow")
 
