@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import distillation, vit
+from . import distillation, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -35,4 +35,5 @@ __all__ = [
     "patch_lines",
     "show",
     "vit",
+    "xcit",
 ]
