@@ -546,7 +546,7 @@ MASKED_XCA = Exercise(
 
 def streamed_weights(chunks: Iterable[tuple[Tensor, Tensor]], temperature: float) -> Tensor:
     """Pairs of queries and keys (n, k) of one head, a temperature -> the weights (k, k) of all tokens."""
-    products, q_squares, k_squares = 0, 0, 0
+    products = q_squares = k_squares = torch.zeros(())
     for q, k in chunks:
         products = products + q.T @ k
         q_squares, k_squares = q_squares + (q**2).sum(dim=0), k_squares + (k**2).sum(dim=0)
