@@ -54,14 +54,18 @@ def call(function: Callable, case: tuple) -> Any:
 
 
 def forward(module_type: Callable[..., nn.Module], case: tuple[dict, tuple]) -> Any:
-    """Build a module, load the weights that every module of such parts gets here, and call it in eval mode.
+    """Build a module, fill it, and call it in eval mode.
 
     Args:
-        module_type: the class; the learner's differs from the solution's in ``forward`` only.
+        module_type: the class; the learner's differs from the solution's in what is to be written only.
         case: the arguments of the constructor by name, and those of ``forward``.
     """
     arguments, inputs = case
-    module = module_type(**arguments).eval()
+    return filled(module_type(**arguments)).eval()(*inputs)
+
+
+def filled(module: nn.Module) -> nn.Module:
+    """Give a module the weights that every module of such parts gets here: each part counts in them."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             torch.default_generator.manual_seed(zlib.crc32(name.encode()))
@@ -69,7 +73,7 @@ def forward(module_type: Callable[..., nn.Module], case: tuple[dict, tuple]) -> 
             tensor.normal_(std=2 * fan_in**-0.5)
             if name.endswith("running_var"):
                 tensor.abs_().add_(0.5)
-    return module(*inputs)
+    return module
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Exercise:
 
     def _judge(self, answers: list, expected: list) -> Result:
         """The verdict on the answers to all cases."""
-        if all(answer is None or answer is Ellipsis for answer in answers):
+        if all(map(_is_unanswered, answers)):
             return Result(False, f"Not answered yet: {self.name} returned {answers[0]}.", NOT_ANSWERED)
         pairs = list(zip(answers, expected, strict=True))
         share = min(_share_right(answer, wanted, self.tolerance) for answer, wanted in pairs)
@@ -173,6 +177,13 @@ class Exercise:
             if _share_right(answer, wrong, self.tolerance) != 1:
                 return False
         return True
+
+
+def _is_unanswered(answer: Any) -> bool:
+    """Whether an answer is what a stub returns: nothing, or three dots, in each of its parts."""
+    if isinstance(answer, tuple):
+        return len(answer) > 0 and all(map(_is_unanswered, answer))
+    return answer is None or answer is Ellipsis
 
 
 def _copied(value: Any) -> Any:

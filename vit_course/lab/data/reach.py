@@ -123,9 +123,7 @@ def _enlarge(of_cells: Tensor, cells: int, cell_size: int) -> Tensor:
     return grid.repeat_interleave(cell_size, dim=1).repeat_interleave(cell_size, dim=2)
 
 
-def _paint(
-    colours: Tensor, marked: Tensor, cells: int, cell_size: int, generator: torch.Generator
-) -> Tensor:
+def _paint(colours: Tensor, marked: Tensor, cells: int, cell_size: int, generator: torch.Generator) -> Tensor:
     """Grids as pictures (b, 3, h, w)."""
     palette = torch.tensor(list(COLOURS.values()))
     images = palette[_enlarge(colours, cells, cell_size)].movedim(-1, 1).contiguous()
