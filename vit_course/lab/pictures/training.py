@@ -74,10 +74,11 @@ def learning_curves(histories: Mapping[str, dict[str, list[float]]], every: int)
         lines = {"training": (seen, "o"), "validation": (history["validation_loss"], "s")}
         for index, (name, (values, marker)) in enumerate(lines.items()):
             axis.plot(steps, values, DASHES[index], color=COLOURS[index], marker=marker, label=name)
-        axis.set(title=title, xlabel="step", ylim=(-0.05, None))
+        axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     axes[0, 0].set_ylabel("loss")
+    axes[0, 0].set_ylim(bottom=-0.05)  # shared, once all lines are drawn
     return figure
 
 
