@@ -142,7 +142,7 @@ def _fit(
     seed: int,
 ) -> Tensor:
     """The package's loop, with its arguments in a row."""
-    settings = {"lr": lr, "weight_decay": weight_decay, "clip": clip, "seed": seed}
+    settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "clip": clip, "seed": seed}
     return torch.tensor(training.fit(model, draw, loss, steps, **settings, progress=False)["loss"])
 
 

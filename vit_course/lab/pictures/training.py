@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,8 +106,8 @@ def seen_and_unseen(photograph: Tensor, chances: Tensor, side: int) -> Figure:
             color="black" if chance > 0.5 else "white",
             bbox=box,
         )
-    middle, left, right = height / 2, round(0.3 * width), round(0.7 * width)
-    for corner, size in (((right, 0), width - right), ((0, middle), left)):
-        outline = {"fill": False, "edgecolor": COLOURS[4], "linewidth": 3, "linestyle": "--"}
-        axis.add_patch(Rectangle(corner, size, math.ceil(middle), **outline))
+    half, left, right = math.ceil(height / 2), round(0.3 * width), round(0.7 * width)
+    outline: dict[str, Any] = {"fill": False, "edgecolor": COLOURS[4], "linewidth": 3, "linestyle": "--"}
+    axis.add_patch(Rectangle((right, 0), width - right, half, **outline))
+    axis.add_patch(Rectangle((0, height / 2), left, half, **outline))
     return figure
