@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import max_vit
+from . import distillation, max_vit, training, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -27,10 +27,14 @@ __all__ = [
     "as_html",
     "attention_maps",
     "curves",
+    "distillation",
     "draw_image",
     "gallery",
     "heatmap",
     "image_element",
     "patch_lines",
     "show",
+    "training",
+    "vit",
+    "xcit",
 ]
