@@ -4,6 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
+from . import attention
 from .shared import (
     COLOURS,
     DASHES,
@@ -24,6 +25,7 @@ __all__ = [
     "DASHES",
     "WIDTH",
     "as_html",
+    "attention",
     "attention_maps",
     "curves",
     "draw_image",
