@@ -1,4 +1,4 @@
-"""The zoo: small models that the course trained, stored with their cards, so that a lesson opens with one at once.
+"""The zoo: small models that the course trained, stored with their cards; a lesson opens with one at once.
 
     from vit_course.lab import zoo
 
@@ -42,7 +42,10 @@ class Card:
         recipe: all that decided its weights but the seed.
         seed: of weights, batches and augmentation.
         parameters: how many numbers it has learned.
+        core_s: what the training took, in seconds of one thread.
+        validation_accuracy: on the pictures on which the recipe was chosen.
         measured: numbers by name, on pictures that no choice has seen.
+        sample: the same numbers on the first of these pictures, which the tests measure again.
         date, machine: when and on what it was trained.
         sha256: of its file of weights.
     """
@@ -54,21 +57,35 @@ class Card:
     recipe: dict[str, Any]
     seed: int
     parameters: int
+    core_s: float
+    validation_accuracy: float
     measured: dict[str, float]
+    sample: dict[str, float]
     date: str
     machine: dict[str, str]
     sha256: str
 
     def build(self) -> nn.Module:
         """Make the network with fresh weights."""
-        sizes = dict(self.sizes)
-        if self.stem:
-            sizes["patch_embedding"] = ConvStem(patch_size=sizes["patch_size"], dim=sizes["dim"])
-        return MODELS[self.model].kind(**sizes)
+        return build(self.model, self.sizes, self.stem)
 
     def as_json(self) -> str:
         """Write the card as text, with a line for each entry."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def build(model: str, sizes: dict[str, Any], stem: bool = False) -> nn.Module:
+    """Make a network of the catalogue with fresh weights.
+
+    Args:
+        model: its name in the catalogue.
+        sizes: the arguments of its constructor.
+        stem: whether a `ConvStem` stands in the place of the plain patch embedding.
+    """
+    sizes = dict(sizes)
+    if stem:
+        sizes["patch_embedding"] = ConvStem(patch_size=sizes["patch_size"], dim=sizes["dim"])
+    return MODELS[model].kind(**sizes)
 
 
 def names() -> list[str]:
@@ -83,11 +100,17 @@ def card(name: str) -> Card:
         name: one of `names()`.
 
     Raises:
-        TypeError, ValueError: for another name; the sentence lists those there are.
+        TypeError, ValueError: for another name, where the sentence lists those there are, and for a file that
+            is not a card.
     """
     check_choice("name", name, tuple(names()))
-    text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
-    return Card(**json.loads(text))
+    path = FOLDER / f"{name}.json"
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path.name} is not a card of the zoo: {error}; install the course again"
+        ) from error
 
 
 def load(name: str) -> nn.Module:
@@ -100,14 +123,15 @@ def load(name: str) -> nn.Module:
         The model in eval mode, with the weights of its card.
 
     Raises:
-        TypeError, ValueError: for another name, or where the file of weights is not the one that the card is of.
+        TypeError, ValueError: for another name, and for a file of weights that the card does not describe.
     """
     stored = card(name)
-    weights = (FOLDER / f"{name}.safetensors").read_bytes()
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing: install the course again")
+    weights = path.read_bytes()
     if hashlib.sha256(weights).hexdigest() != stored.sha256:
-        raise ValueError(
-            f"{name}.safetensors is not the file that its card describes: install the course again"
-        )
+        raise ValueError(f"{path.name} is not the file that its card describes: install the course again")
     model = stored.build()
     model.load_state_dict(safetensors_load(weights))
     return model.eval()
