@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -127,7 +128,7 @@ attention_exercise = Exercise(
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _split_and_merge(module_type: Callable[..., nn.Module], case: tuple[dict, tuple]) -> tuple:
+def _split_and_merge(module_type: Callable[..., Any], case: tuple[dict, tuple]) -> tuple:
     """Split tokens into heads, and merge the output of heads."""
     arguments, (tokens, out) = case
     module = module_type(**arguments)
@@ -136,7 +137,7 @@ def _split_and_merge(module_type: Callable[..., nn.Module], case: tuple[dict, tu
     return module.split(tokens), module.merge(out)
 
 
-_split_and_merge.methods = ("split", "merge")  # what the learner writes
+_split_and_merge.methods = ("split", "merge")  # type: ignore[attr-defined]  # what the learner writes
 
 
 class _SplitByReshape(HeadedAttention):

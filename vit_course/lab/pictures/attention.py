@@ -35,7 +35,7 @@ def maps(
         A figure to give to `show`.
     """
     height, width = image.shape[-2:]
-    grid = tuple(weights.shape[-2:])
+    grid = (weights.shape[-2], weights.shape[-1])
     rows = -(-len(weights) // columns)
     side = WIDTH / columns
     figure, axes = pyplot.subplots(
@@ -44,6 +44,7 @@ def maps(
         figsize=(WIDTH, (side * height / width + 0.35) * rows),
         squeeze=False,
         layout="compressed",
+        dpi=80,
     )
     framed = [patch] * len(weights) if patch is None or isinstance(patch, int) else patch
     for axis in axes.flat:
