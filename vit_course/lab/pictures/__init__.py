@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import attention
+from . import attention, distillation, training, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -28,10 +28,14 @@ __all__ = [
     "attention",
     "attention_maps",
     "curves",
+    "distillation",
     "draw_image",
     "gallery",
     "heatmap",
     "image_element",
     "patch_lines",
     "show",
+    "training",
+    "vit",
+    "xcit",
 ]
