@@ -24,6 +24,7 @@ from support.training import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from vit_course.lab.catalogue import MODELS
 from vit_course.training import cosine_schedule, eval_mode, evaluate, fit
 
 # ---- schedules
@@ -107,6 +108,40 @@ def test_weight_decay_pulls_on_matrices_only() -> None:
     torch.testing.assert_close(after["linear.weight"], before["linear.weight"] * 0.95)
     for name in before.keys() - {"linear.weight"}:
         assert torch.equal(after[name], before[name]), name
+
+
+# What has two axes or more and is no matrix or kernel of a layer, by model: the parameters that timm 1.0.31
+# leaves alone too, and XCiT's temperatures, which its layer declares and timm's optimisers never ask it for.
+NOT_DECAYED = {
+    "ViT": {"cls_token", "pos_embed"},
+    "SimpleViT": set(),
+    "DistilledViT": {"cls_token", "dist_token", "pos_embed"},
+    "CaiT": {"cls_token", "pos_embed"},
+    "XCiT": {"cls_token", "temperature"},
+    "MaxViT": {"relative_position_bias_table"},
+}
+
+
+@pytest.mark.parametrize("name", NOT_DECAYED)
+def test_decay_alone_moves_no_token_position_or_temperature(name: str) -> None:
+    model = MODELS[name].build()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+
+    def nothing(model: nn.Module, batch: Tensor) -> Tensor:
+        return sum(0 * parameter.sum() for parameter in model.parameters())
+
+    run(model, lambda generator: torch.ones(1), nothing, steps=3, lr=0.1, weight_decay=0.5)
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert {name.split(".")[-1] for name in still if before[name].ndim > 1} == NOT_DECAYED[name]
+    assert all(name in still for name in before if before[name].ndim <= 1)
+
+
+def test_a_temperature_is_trained_though_it_does_not_decay() -> None:
+    torch.manual_seed(0)
+    model = MODELS["XCiT"].build(num_classes=3)
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    run(model, [(images, torch.arange(8) % 3)], steps=3, weight_decay=0.0)
+    assert not any(torch.equal(block.attn.temperature, torch.ones(2, 1, 1)) for block in model.blocks)
 
 
 def test_schedules_reach_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,13 +61,17 @@ def cosine_schedule(step: int, steps: int, start: float, end: float = 0.0, warmu
 
 
 def _decay_groups(*modules: nn.Module) -> list[dict]:
-    """Two groups: weight decay pulls on matrices; biases and norms, which have one axis, are left alone."""
-    parameters = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "is_decayed": True},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "is_decayed": False},
-    ]
+    """Two groups: weight decay pulls on the matrices and kernels of layers, which are called `weight`.
+
+    What is added or scales is left alone: biases, norms, class tokens, positions, learned temperatures.
+    """
+    groups: list[dict] = [{"params": [], "is_decayed": True}, {"params": [], "is_decayed": False}]
+    names = {parameter: name for module in modules for name, parameter in module.named_parameters()}
+    for parameter, name in names.items():
+        if parameter.requires_grad:
+            is_decayed = parameter.ndim > 1 and "weight" in name
+            groups[0 if is_decayed else 1]["params"].append(parameter)
+    return groups
 
 
 def _as_schedule(
@@ -424,7 +428,7 @@ def fit(
         steps: length of the run.
         lr: the highest learning rate, reached after a warm-up over 5 % of the steps and followed by a cosine
             down to a hundredth of it; or a function of the step.
-        weight_decay: of the matrices; or a function of the step.
+        weight_decay: of the matrices and kernels of layers; or a function of the step.
         before_step: called with the step when the gradients are there, before the weights move.
         after_step: called with the step after the weights moved.
         callbacks: objects with some of the methods on_start, before_step, after_step and on_end, each called
