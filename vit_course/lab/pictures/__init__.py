@@ -4,6 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
+from . import cait
 from .shared import (
     COLOURS,
     DASHES,
@@ -25,6 +26,7 @@ __all__ = [
     "WIDTH",
     "as_html",
     "attention_maps",
+    "cait",
     "curves",
     "draw_image",
     "gallery",
