@@ -1,0 +1,335 @@
+"""Train the models of the zoo and store them beside their cards (`make results`).
+
+    python benchmarks/zoo.py [--only MODEL] [--fresh]
+
+A model that is stored, and whose recipe has not changed, is not trained again. It is written whole or not at
+all: the old card goes first, the new one comes last.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
+
+from vit_course.attention import AttentionRecord, record_attention
+from vit_course.evaluation import attention_masks, jaccard, masks_to_pixels
+from vit_course.lab import results, zoo
+from vit_course.lab.catalogue import MODELS
+from vit_course.lab.data import LEVELS, ImageSet, normalise, photo, photos, shapes
+from vit_course.training import augment, eval_mode, evaluate, fit
+
+# Recipes are chosen on pictures of VALIDATION, cards are measured on pictures of UNSEEN: other scenes; of the
+# photographs other crops, from the same parts, which no training crop touches.
+VALIDATION, UNSEEN = 0, 1
+SIZE = 64  # of the pictures, in pixels
+SAMPLE = 200  # pictures that the tests measure again
+WHOLE = (128, 192)  # the cup of coffee in one piece, in pixels
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, at one size of picture."""
+
+    steps: int
+    size: int = SIZE
+    batch: int = 64
+    lr: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model of the zoo, spelled out: all that decides its weights.
+
+    Attributes:
+        model, sizes, stem: as on a `zoo.Card`.
+        data: 'scenes', of the default level, or 'photos', crops of photographs.
+        images: how many there are to train on.
+        stages: one after the other.
+        crop: smallest share of the area that `augment` keeps.
+        rotation: largest turn, in degrees.
+        weight_decay, label_smoothing: of the training.
+        precision: of float32 products.
+        seed: of weights, batches and augmentation.
+    """
+
+    model: str
+    sizes: dict[str, Any]
+    data: str
+    stages: tuple[Stage, ...]
+    images: int
+    crop: float
+    rotation: float
+    stem: bool = False
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    precision: str = "highest"
+    seed: int = 0
+
+    def build(self) -> nn.Module:
+        """Make the network, with the weights of the seed."""
+        torch.manual_seed(self.seed)
+        return zoo.build(self.model, self.sizes, self.stem)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as it comes back from a file, with the numbers of the scenes' level."""
+        level = {"level": asdict(LEVELS["default"])} if self.data == "scenes" else {}
+        return json.loads(json.dumps(asdict(self) | level))
+
+
+def _photos(model: str, **sizes: Any) -> Recipe:
+    return Recipe(model, sizes, "photos", (Stage(600),), images=5_000, crop=0.6, rotation=20.0)
+
+
+def _scenes(model: str, **sizes: Any) -> Recipe:
+    """Half the size first: that is eight times as quick, and what was learned there carries over."""
+    stages = (Stage(1600, size=32), Stage(400, batch=32, lr=1e-3))
+    return Recipe(model, sizes, "scenes", stages, images=8_000, crop=1.0, rotation=180.0, stem=True)
+
+
+_TOKENS = dict(image_size=SIZE, dim=64, heads=2, mlp_dim=256)
+_SCENES = _TOKENS | dict(patch_size=4, num_classes=10)
+_PHOTOS = _TOKENS | dict(patch_size=8, num_classes=9)
+RECIPES: dict[str, Recipe] = {
+    "photos-vit": _photos("ViT", **_PHOTOS, depth=4),
+    "scenes-vit": _scenes("ViT", **_SCENES, depth=4),
+    "photos-cait": _photos("CaiT", **_PHOTOS, depth=3, cls_depth=1),
+    "photos-xcit": _photos("XCiT", **_PHOTOS, depth=3, cls_depth=1),
+    "photos-maxvit": _photos("MaxViT", num_classes=9, dim=32, depth=(1, 1), window_size=4, dim_head=16),
+    "scenes-cait": _scenes("CaiT", **_SCENES, depth=3, cls_depth=1),
+}
+
+
+# --- Training -----------------------------------------------------------------------------------------------
+
+
+@cache
+def training_images(data: str, size: int, count: int) -> ImageSet:
+    """The pictures that a stage is trained on."""
+    if data == "photos":
+        return photos("train", count, size)
+    return shapes("default", "train", count, size)
+
+
+@cache
+def unseen_images(data: str) -> ImageSet:
+    """The pictures that a card is measured on."""
+    if data == "photos":
+        return photos("test", 1_000, SIZE, seed=UNSEEN)
+    return shapes("default", "test", 1_000, SIZE, seed=UNSEEN)
+
+
+@cache
+def validation_images(data: str) -> ImageSet:
+    """The pictures that a recipe is chosen on."""
+    if data == "photos":
+        return photos("test", 1_000, SIZE, seed=VALIDATION)
+    return shapes("default", "test", 1_000, SIZE, seed=VALIDATION)
+
+
+def train(recipe: Recipe, progress: bool = True) -> nn.Module:
+    """Make the model that a recipe describes."""
+    torch.set_float32_matmul_precision(recipe.precision)
+    model = recipe.build()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+
+    for number, stage in enumerate(recipe.stages):
+        pictures = training_images(recipe.data, stage.size, recipe.images)
+
+        def batches(
+            generator: torch.Generator, pictures: ImageSet = pictures, count: int = stage.batch
+        ) -> tuple[Tensor, Tensor]:
+            images, labels = pictures.sample(count, generator)
+            scale = (recipe.crop, 1.0)
+            images = augment(normalise(images), scale=scale, rotation=recipe.rotation, generator=generator)
+            return images, labels
+
+        fit(
+            model,
+            batches,
+            loss,
+            stage.steps,
+            lr=stage.lr,
+            weight_decay=recipe.weight_decay,
+            seed=recipe.seed + number,
+            progress=progress,
+        )
+    return model.eval()
+
+
+# --- What it is worth ---------------------------------------------------------------------------------------
+
+
+def accuracy(model: nn.Module, pictures: ImageSet) -> float:
+    """The share of pictures that the model names right."""
+    return evaluate(model, ((normalise(images), labels) for images, labels in pictures.batches(100)))
+
+
+def class_token_weights(record: AttentionRecord, layer: int) -> Tensor:
+    """What the class token takes from each patch, mean of the heads, in a layer that has one: (b, n).
+
+    Of the layers in which patches attend to patches and no class token stands among them, it is the mean over
+    the patches that attend.
+    """
+    weights = record[layer].weights.mean(dim=1)
+    if record[layer].kind == "class":
+        return weights[:, 0, 1:]
+    prefix = record[layer].num_prefix_tokens
+    return weights[:, : prefix or None, prefix:].mean(dim=1)
+
+
+@torch.no_grad()
+def attention_on_objects(model: nn.Module, pictures: ImageSet) -> dict[str, float]:
+    """Where the attention of scenes lies, in the last layer that has a class token and in the middle block.
+
+    Returns:
+        For "last" and "middle": the share of scenes whose most attended patch is more than half on the object
+        (…_top_patch), the share of attention on the object (…_attention), and of the patches that hold 60 %
+        of the attention the Jaccard index with the object (…_jaccard) and the share of their pixels that
+        belong to it (…_precision); means over scenes.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, len(pictures), 50):
+        images, truth = pictures.images[start : start + 50], pictures.masks[start : start + 50]
+        with eval_mode(model), record_attention(model) as record:
+            model(normalise(images))
+        covered = F.adaptive_avg_pool2d(truth[:, None].float(), record[0].grid).flatten(1)
+        patch = images.shape[-1] // record[0].grid[0]
+        blocks = sum("blocks." in layer.name and layer.kind == "global" for layer in record)
+        for where, layer in {"last": len(record) - 1, "middle": blocks // 2}.items():
+            weights = class_token_weights(record, layer)
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+            kept = masks_to_pixels(attention_masks(weights[:, None]), record[0].grid, patch)[:, 0]
+            hit = (kept & truth).sum(dim=(1, 2)) / kept.sum(dim=(1, 2))
+            top = covered.gather(1, weights.argmax(dim=1, keepdim=True))[:, 0]
+            numbers = {
+                "top_patch": (top > 0.5).float(),
+                "attention": (weights * covered).sum(dim=1),
+                "jaccard": jaccard(kept, truth),
+                "precision": hit,
+            }
+            for name, values in numbers.items():
+                found.setdefault(f"{where}_{name}", []).append(values)
+    return {name: torch.cat(values).mean().item() for name, values in found.items()}
+
+
+@torch.no_grad()
+def chance_of_coffee(model: nn.Module) -> float:
+    """The probability that the model gives to its class on the whole cup of coffee."""
+    whole = resize(photo("coffee"), list(WHOLE), antialias=True)
+    classes = unseen_images("photos").classes
+    with eval_mode(model):
+        return model(normalise(whole)[None]).softmax(dim=1)[0, classes.index("coffee")].item()
+
+
+def measure(model: nn.Module, twin: nn.Module, data: str, count: int | None = None) -> dict[str, float]:
+    """All numbers of a card.
+
+    Args:
+        model, twin: trained, and the same network with fresh weights.
+        data: as on the recipe.
+        count: of the unseen pictures, the first so many; all by default.
+    """
+    pictures = unseen_images(data)[:count]
+    numbers = {"pictures": float(len(pictures)), "accuracy": accuracy(model, pictures)}
+    if data == "photos":
+        numbers["whole_coffee"] = chance_of_coffee(model)
+    else:
+        numbers |= attention_on_objects(model, pictures)
+        before = attention_on_objects(twin, pictures)
+        numbers |= {f"untrained_{name}": number for name, number in before.items()}
+    return {name: round(number, 4) for name, number in numbers.items()}
+
+
+# --- Storing ------------------------------------------------------------------------------------------------
+
+
+def is_stored(name: str, recipe: Recipe) -> bool:
+    """Whether the model is there, whole, and made by this recipe."""
+    try:
+        zoo.load(name)
+    except (ValueError, OSError):
+        return False
+    return zoo.card(name).recipe == recipe.as_json()
+
+
+def write(name: str, model: nn.Module, card: zoo.Card) -> None:
+    """Store the weights and then the card; without a card there is no model of that name."""
+    weights, text = zoo.FOLDER / f"{name}.safetensors", zoo.FOLDER / f"{name}.json"
+    parts = [Path(f"{path}.part") for path in (weights, text)]
+    parts[0].write_bytes(as_bytes(model))
+    parts[1].write_text(card.as_json(), encoding="utf-8")
+    text.unlink(missing_ok=True)
+    os.replace(parts[0], weights)
+    os.replace(parts[1], text)
+
+
+def as_bytes(model: nn.Module) -> bytes:
+    """The weights as the content of a safetensors file."""
+    return safetensors_save({name: weight.contiguous() for name, weight in model.state_dict().items()})
+
+
+def make(name: str, recipe: Recipe, progress: bool = True) -> None:
+    """Train a model, measure it and store it."""
+    start = time.process_time()
+    model = train(recipe, progress)
+    seconds = time.process_time() - start
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin = zoo.build(recipe.model, recipe.sizes, recipe.stem).eval()
+    torch.set_float32_matmul_precision("highest")
+    card = zoo.Card(
+        model=recipe.model,
+        sizes=recipe.as_json()["sizes"],
+        stem=recipe.stem,
+        classes=list(unseen_images(recipe.data).classes),
+        recipe=recipe.as_json(),
+        seed=recipe.seed,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        core_s=round(seconds, 1),
+        validation_accuracy=round(accuracy(model, validation_images(recipe.data)), 4),
+        measured=measure(model, twin, recipe.data),
+        sample=measure(model, twin, recipe.data, SAMPLE),
+        date=date.today().isoformat(),
+        machine=results.describe_machine(),
+        sha256=hashlib.sha256(as_bytes(model)).hexdigest(),
+    )
+    write(name, model, card)
+
+
+def summary(name: str) -> str:
+    """A card in a line."""
+    card = zoo.card(name)
+    numbers = ", ".join(f"{key} {number:g}" for key, number in card.measured.items())
+    return f"{name}: {card.parameters:,} parameters, {card.core_s} core-s; {numbers}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the models of the zoo; what is stored is kept.")
+    parser.add_argument("--only", choices=RECIPES, metavar="MODEL", help=f"one model: {', '.join(RECIPES)}")
+    parser.add_argument("--fresh", action="store_true", help="train again what is stored")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in [options.only] if options.only else RECIPES:
+        assert RECIPES[name].model in MODELS
+        if options.fresh or not is_stored(name, RECIPES[name]):
+            make(name, RECIPES[name])
+        print(summary(name), flush=True)
+
+
+if __name__ == "__main__":
+    main()
