@@ -19,9 +19,7 @@ and schedule are the same for all.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from matplotlib import pyplot
@@ -33,25 +31,6 @@ MODELS = ("ViT", "ViT, convolutional stem", "CaiT", "XCiT", "MaxViT", "DeiT", "C
 BASELINES = ("neighbours", "logistic regression")
 TASKS = ("shapes", "shapes, equal time", "digits", "reach")
 CHANCE = {"shapes": 0.1, "shapes, equal time": 0.1, "digits": 0.1, "reach": 0.25}
-# Of Student's distribution with 1, 2, 3, 4 degrees of freedom: 95 % of it lies between minus and plus this.
-_T95 = (12.706, 4.303, 3.182, 2.776)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % t interval of a mean over seeds, mean ± t s / √n; None for fewer than two values.
-
-    Args:
-        values: one for each seed, at most five.
-
-    Raises:
-        ValueError: for more values than that.
-    """
-    if len(values) > len(_T95) + 1:
-        raise ValueError(f"interval knows two to five seeds, got {len(values)} values")
-    if len(values) < 2:
-        return None
-    half = _T95[len(values) - 2] * stdev(values) / math.sqrt(len(values))
-    return mean(values) - half, mean(values) + half
 
 
 def rows(task: str) -> list[dict[str, Any]]:
@@ -87,7 +66,7 @@ def rows(task: str) -> list[dict[str, Any]]:
             "name": name,
             "accuracy": accuracy,
             "mean": mean(accuracy),
-            "interval": interval(accuracy),
+            "interval": results.interval(accuracy) if len(accuracy) > 1 else None,
             "steps": of_name[0]["recipe"].get("steps"),
             "core_s": mean(row["core_s"] for row in of_name),
         }
