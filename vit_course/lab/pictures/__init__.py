@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import cait
+from . import cait, distillation
 from .shared import (
     COLOURS,
     DASHES,
@@ -28,6 +28,7 @@ __all__ = [
     "attention_maps",
     "cait",
     "curves",
+    "distillation",
     "draw_image",
     "gallery",
     "heatmap",
