@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import cait, distillation
+from . import cait, distillation, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -35,4 +35,5 @@ __all__ = [
     "image_element",
     "patch_lines",
     "show",
+    "xcit",
 ]

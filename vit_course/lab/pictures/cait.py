@@ -110,7 +110,7 @@ def maps_on_scenes(images: Tensor, masks: Tensor, maps: Mapping[str, Tensor]) ->
     b, _, h, w = images.shape
     side = WIDTH / (b + 0.4)
     figure, axes = pyplot.subplots(
-        1 + len(maps), b, figsize=(WIDTH, side * (1 + len(maps))), squeeze=False, layout="constrained"
+        1 + len(maps), b, figsize=(WIDTH, side * (1 + len(maps))), squeeze=False, layout="constrained", dpi=72
     )
     for column in range(b):
         draw_image(axes[0, column], images[column])
@@ -142,7 +142,7 @@ def maps_on_photo(image: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     rows = -(-(1 + len(maps)) // 2)
     side = WIDTH * 1.1 / 2
     figure, axes = pyplot.subplots(
-        rows, 2, figsize=(2 * side, rows * (side * h / w + 0.3)), squeeze=False, layout="compressed"
+        rows, 2, figsize=(2 * side, rows * (side * h / w + 0.3)), squeeze=False, layout="compressed", dpi=72
     )
     for axis in axes.flat:
         axis.axis("off")
