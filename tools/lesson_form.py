@@ -21,7 +21,6 @@ from structure import outside_functions
 NOT_YET_REWRITTEN = {
     "00_start_here",
     "01_patching",
-    "05_cait",
     "07_max_vit",
     "09_evaluation",
     "10_dino",
