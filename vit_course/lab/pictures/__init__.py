@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import attention, cait, distillation, training, vit, xcit
+from . import attention, cait, distillation, start, training, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -36,6 +36,7 @@ __all__ = [
     "image_element",
     "patch_lines",
     "show",
+    "start",
     "training",
     "vit",
     "xcit",
