@@ -166,6 +166,7 @@ EXERCISES = [
             _received_case(13, most=7, by_class_token=2, giver=4),
             _received_case(10, most=0, by_class_token=5, giver=8),
             _received_case(17, most=11, by_class_token=15, giver=3),
+            (torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(1)),),
         ),
         praise="A column says who is attended to; a row, who attends.",
         mistakes={
