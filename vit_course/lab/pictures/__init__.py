@@ -4,6 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
+from . import patching
 from .shared import (
     COLOURS,
     DASHES,
@@ -31,5 +32,6 @@ __all__ = [
     "heatmap",
     "image_element",
     "patch_lines",
+    "patching",
     "show",
 ]
