@@ -88,8 +88,9 @@ class Recipe:
         return json.loads(json.dumps(asdict(self) | level))
 
 
-def _photos(model: str, **sizes: Any) -> Recipe:
-    return Recipe(model, sizes, "photos", (Stage(600),), images=5_000, crop=0.6, rotation=20.0)
+def _photos(model: str, images: int = 5_000, more: tuple[Stage, ...] = (), **sizes: Any) -> Recipe:
+    stages = (Stage(600), *more)
+    return Recipe(model, sizes, "photos", stages, images=images, crop=0.6, rotation=20.0)
 
 
 def _scenes(model: str, **sizes: Any) -> Recipe:
@@ -104,7 +105,8 @@ _PHOTOS = _TOKENS | dict(patch_size=8, num_classes=9)
 RECIPES: dict[str, Recipe] = {
     "photos-vit": _photos("ViT", **_PHOTOS, depth=4),
     "scenes-vit": _scenes("ViT", **_SCENES, depth=4),
-    "photos-cait": _photos("CaiT", **_PHOTOS, depth=3, cls_depth=1),
+    # Without the second stage it takes a whole picture, of many more patches, for another one.
+    "photos-cait": _photos("CaiT", 5_000, (Stage(200, 128, 16, 1e-3),), **_PHOTOS, depth=3, cls_depth=1),
     "photos-xcit": _photos("XCiT", **_PHOTOS, depth=3, cls_depth=1),
     "photos-maxvit": _photos("MaxViT", num_classes=9, dim=32, depth=(1, 1), window_size=4, dim_head=16),
     "scenes-cait": _scenes("CaiT", **_SCENES, depth=3, cls_depth=1),

@@ -146,10 +146,16 @@ def alt(highlight: str | None = None) -> str:
         entries = sorted(rows(task), key=lambda row: row["name"] != highlight)
         said = "; ".join(
             f"{row['name']} {100 * row['mean']:.1f}"
-            + (f" ({', '.join(f'{100 * value:.1f}' for value in row['accuracy'])})" if row["interval"] else "")
+            + (
+                f" ({', '.join(f'{100 * value:.1f}' for value in row['accuracy'])})"
+                if row["interval"]
+                else ""
+            )
             for row in entries
         )
-        lines.append(f"{task[:1].upper()}{task[1:]} (chance {100 * CHANCE[task]:.0f}): {said or 'not measured'}.")
+        lines.append(
+            f"{task[:1].upper()}{task[1:]} (chance {100 * CHANCE[task]:.0f}): {said or 'not measured'}."
+        )
     return " ".join(lines)
 
 
