@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from leaderboard import BOARD, CNN, COLOURS, PIXELS, VIT, Baseline, Training
 from tables import Table, image_sets, make, summary
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_course.attention import record_attention
 from vit_course.dino import DINO, DINOLoss, DINOSchedule, MultiCrop, SelfDistillation

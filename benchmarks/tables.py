@@ -27,7 +27,8 @@ CHOSEN, UNSEEN = 0, 1
 class Task(Protocol):
     """One row of a table, before it is computed: a frozen dataclass."""
 
-    data: str
+    @property
+    def data(self) -> str: ...
 
     @property
     def name(self) -> str: ...

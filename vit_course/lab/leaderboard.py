@@ -40,9 +40,9 @@ def rows(task: str) -> list[dict[str, Any]]:
         task: one of TASKS.
 
     Returns:
-        A dictionary for each of MODELS, then BASELINES, that is measured: its "name"; "accuracy" of each seed, in
-        0..1; their "mean" and "interval" (None for a single value); "steps" and "core_s", the mean process time
-        of a training; for DeiT the mean "teacher_core_s", which is not in core_s.
+        A dictionary for each of MODELS, then BASELINES, that is measured: its "name"; "accuracy" of each
+        seed, in 0..1; their "mean" and "interval" (None for a single value); "steps" and "core_s", the mean
+        process time of a training; for DeiT the mean "teacher_core_s", which is not in core_s.
 
     Raises:
         ValueError: for another task.
@@ -80,8 +80,8 @@ def costs() -> dict[str, dict[str, float]]:
     """What each network takes, by its name.
 
     Returns:
-        "parameters"; "flops" of one image, a multiplication and an addition being two; "ms", milliseconds of one
-        image in a batch, one thread; "megabytes", the peak that training adds.
+        "parameters"; "flops" of one image, a multiplication and an addition being two; "ms", milliseconds of
+        one image in a batch, one thread; "megabytes", the peak that training adds.
     """
     wanted = ("parameters", "flops", "ms", "megabytes")
     found = {
@@ -145,18 +145,17 @@ def alt(highlight: str | None = None) -> str:
     for task in TASKS:
         entries = sorted(rows(task), key=lambda row: row["name"] != highlight)
         said = "; ".join(
-            f"{row['name']} {100 * row['mean']:.1f}"
-            + (
-                f" ({', '.join(f'{100 * value:.1f}' for value in row['accuracy'])})"
-                if row["interval"]
-                else ""
-            )
+            f"{row['name']} {100 * row['mean']:.1f}" + (f" ({_listed(row)})" if row["interval"] else "")
             for row in entries
         )
         lines.append(
             f"{task[:1].upper()}{task[1:]} (chance {100 * CHANCE[task]:.0f}): {said or 'not measured'}."
         )
     return " ".join(lines)
+
+
+def _listed(row: dict[str, Any]) -> str:
+    return ", ".join(f"{100 * value:.1f}" for value in row["accuracy"])
 
 
 def show(highlight: str | None = None) -> None:

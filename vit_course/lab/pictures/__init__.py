@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import distillation, patching
+from . import distillation, patching, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -35,4 +35,6 @@ __all__ = [
     "patch_lines",
     "patching",
     "show",
+    "vit",
+    "xcit",
 ]
