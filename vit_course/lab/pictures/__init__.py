@@ -4,6 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
+from . import start
 from .shared import (
     COLOURS,
     DASHES,
@@ -32,4 +33,5 @@ __all__ = [
     "image_element",
     "patch_lines",
     "show",
+    "start",
 ]
