@@ -88,6 +88,7 @@ bench: $(BENCHABLE)
 results: $(BENCHABLE)
 	$(BIN)/python benchmarks/results.py
 	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/distillation.py
 
 clean:
 	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache .mypy_cache

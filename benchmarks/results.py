@@ -8,25 +8,18 @@ stored is not computed again unless its recipe has changed.
 """
 
 import argparse
-import json
-import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from calibrate_shapes import colour_histogram, grey, knn, without_mean
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from leaderboard import BOARD, CNN, COLOURS, PIXELS, VIT, Baseline, Training
+from tables import Table, image_sets, make, summary
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vit_course.attention import record_attention
 from vit_course.dino import DINO, DINOLoss, DINOSchedule, MultiCrop, SelfDistillation
@@ -40,135 +33,11 @@ from vit_course.evaluation import (
     masks_to_pixels,
 )
 from vit_course.lab import results
-from vit_course.lab.data import LEVELS, MEAN, STD, ImageSet, digits, normalise, photos, shapes
+from vit_course.lab.data import MEAN, STD, ImageSet, normalise
 from vit_course.mpp import MPP
 from vit_course.patching import ConvStem
 from vit_course.training import augment, eval_mode, evaluate, fit
 from vit_course.vit import SimpleViT, ViT
-
-# The recipes were chosen on the test scenes of seed 0 or on training scenes set aside; the tables are
-# measured on scenes that no choice has seen.
-UNSEEN = 1
-
-
-@cache
-def image_sets(data: str) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of 'digits', of 'photos' or of a level of `shapes`."""
-    if data == "digits":
-        return digits("train"), digits("test")
-    if data == "photos":
-        return photos("train"), photos("test", seed=UNSEEN)
-    return shapes(data, "train"), shapes(data, "test", seed=UNSEEN)
-
-
-# --- What is trained ----------------------------------------------------------------------------------------
-
-
-def small_vit() -> nn.Module:
-    """For digits: 16 patches of 2 × 2 pixels."""
-    return ViT(
-        image_size=8,
-        patch_size=2,
-        num_classes=10,
-        dim=32,
-        depth=3,
-        heads=4,
-        mlp_dim=64,
-        channels=1,
-        pool="mean",
-    )
-
-
-def shapes_vit(patch_size: int, stem: bool) -> nn.Module:
-    """For shapes: plain patches, or the convolutional stem in their place."""
-    embedding = ConvStem(patch_size=patch_size, dim=64) if stem else None
-    sizes = dict(image_size=32, patch_size=patch_size, num_classes=10, dim=64, depth=4, heads=2, mlp_dim=256)
-    return ViT(**sizes, pool="mean", patch_embedding=embedding)
-
-
-def convolutions(channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Module:
-    """3 × 3 convolutions with BatchNorm and ReLU, the maximum over the picture, one linear layer.
-
-    Args:
-        channels: of the images.
-        widths, strides: of each convolution.
-    """
-    layers = []
-    for before, after, stride in zip((channels, *widths), widths, strides, strict=False):
-        layers += [
-            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "ViT": small_vit,
-    "ViT, plain patches": lambda: shapes_vit(8, stem=False),
-    "ViT, convolutional stem": lambda: shapes_vit(8, stem=True),
-    "ViT, convolutional stem, 4 × 4 patches": lambda: shapes_vit(4, stem=True),
-    "CNN": lambda: convolutions(3, (16, 32, 32, 64, 64), (1, 2, 1, 2, 1)),
-    "CNN for digits": lambda: convolutions(1, (16, 32, 32), (1, 2, 1)),
-}
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training, spelled out: all that changes its result, except the seed."""
-
-    data: str
-    model: str
-    steps: int
-    batch: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    crop: float = 1.0  # smallest share of the area that `augment` keeps
-    rotation: float = 180.0
-    flip: bool = True
-    images: int | None = None  # how many labelled images there are; None for all
-    precision: str = "medium"  # of float32 products: see torch.set_float32_matmul_precision
-
-    @property
-    def name(self) -> str:
-        return self.model
-
-    def run(self, seed: int) -> dict[str, float]:
-        """Train from this seed and test."""
-        torch.set_float32_matmul_precision(self.precision)
-        train, test = image_sets(self.data)
-        train = train[: self.images]
-
-        def batches(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            images, labels = train.sample(self.batch, generator)
-            scale = (self.crop, 1.0)
-            return augment(
-                normalise(images),
-                scale=scale,
-                rotation=self.rotation,
-                flip=self.flip,
-                generator=generator,
-            ), labels
-
-        def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return F.cross_entropy(model(batch[0]), batch[1], label_smoothing=self.label_smoothing)
-
-        torch.manual_seed(seed)
-        model = MODELS[self.model]()
-        start = time.process_time()
-        history = fit(model, batches, loss, self.steps, lr=self.lr, weight_decay=self.weight_decay, seed=seed)
-        core_s = time.process_time() - start
-        accuracy = evaluate(model, ((normalise(images), labels) for images, labels in test.batches()))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        last = history["loss"][-50:]
-        return {
-            "accuracy": accuracy,
-            "core_s": core_s,
-            "parameters": parameters,
-            "loss": sum(last) / len(last),
-        }
-
 
 # --- What is trained without labels -------------------------------------------------------------------------
 
@@ -426,83 +295,10 @@ class FineTuning:
         return {"accuracy": accuracy, "core_s": core_s, "loss": mean(history["loss"][-50:])} | before
 
 
-# --- What it has to beat ------------------------------------------------------------------------------------
-
-
-def nearest_neighbours(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    return knn(train, train_labels, test, test_labels) / 100
-
-
-def logistic_regression(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-    return model.fit(train.numpy(), train_labels.numpy()).score(test.numpy(), test_labels.numpy())
-
-
-BASELINES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., float]]] = {
-    "grey pixels without their mean, nearest neighbours": (
-        lambda images: without_mean(grey(images)),
-        nearest_neighbours,
-    ),
-    "grey pixels, logistic regression": (grey, logistic_regression),
-    "colour histogram, logistic regression": (colour_histogram, logistic_regression),
-}
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A method that learns no representation, on all training images."""
-
-    data: str
-    name: str
-
-    def run(self, seed: int) -> dict[str, float]:
-        """Nothing is drawn at random here: the seed changes nothing."""
-        describe, classify = BASELINES[self.name]
-        train, test = image_sets(self.data)
-        start = time.process_time()
-        features = [
-            torch.cat([describe(part) for part in images.images.split(500)]) for images in (train, test)
-        ]
-        accuracy = classify(features[0], train.labels, features[1], test.labels)
-        return {"accuracy": accuracy, "core_s": time.process_time() - start}
-
-
 # --- The tables ---------------------------------------------------------------------------------------------
 
-Task = Training | SelfSupervised | VitPytorchDino | FineTuning | Baseline
-PIXELS, REGRESSION, COLOURS = BASELINES
-
-
-@dataclass(frozen=True)
-class Table:
-    """A stored table: `several` rows are computed for each seed, `single` ones for seed 0 only."""
-
-    title: str
-    several: tuple[Task, ...] = ()
-    single: tuple[Task, ...] = ()
-
-    def jobs(self, seeds: Sequence[int]) -> list[tuple[Task, int]]:
-        return [(task, 0) for task in self.single] + [(task, seed) for seed in seeds for task in self.several]
-
-
-DIGITS = dict(steps=800, batch=128, lr=1e-2, crop=0.7, rotation=15.0, flip=False, precision="highest")
-VIT, CNN = "ViT, convolutional stem", "CNN"
 TABLES: dict[str, Table] = {
-    "digits": Table(
-        "Handwritten digits, 8 × 8 pixels",
-        several=(Training("digits", "ViT", **DIGITS), Training("digits", "CNN for digits", **DIGITS)),
-        single=(Baseline("digits", PIXELS), Baseline("digits", REGRESSION)),
-    ),
-    "shapes_default": Table(
-        "Shapes in scenes, default level",
-        several=(Training("default", VIT, steps=1600), Training("default", CNN, steps=1600)),
-        single=tuple(Baseline("default", name) for name in BASELINES),
-    ),
-    "shapes_easy": Table(
-        "Shapes in scenes, easy level",
-        several=(Training("easy", "ViT, plain patches", steps=2000), Training("easy", CNN, steps=2000)),
-        single=tuple(Baseline("easy", name) for name in BASELINES),
-    ),
+    "leaderboard": BOARD,
     "training_length": Table(
         "Shapes in scenes: what a longer training buys",
         single=(
@@ -553,78 +349,6 @@ TABLES: dict[str, Table] = {
         ),
     ),
 }
-
-
-def recipe(task: Task) -> dict:
-    """All that a row depends on, in plain numbers and words.
-
-    With scenes go the numbers of their level and the seed of the test scenes.
-    """
-    scenes = {"level": asdict(LEVELS[task.data]), "test_seed": UNSEEN} if task.data in LEVELS else {}
-    return json.loads(json.dumps(asdict(task) | scenes))  # as it comes back from a file: lists for tuples
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a stored table, none if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-
-
-def write(path: Path, title: str, rows: list[dict]) -> None:
-    """Write a table to a temporary name, then move it: the lessons see the old table or the new one."""
-    table = {
-        "title": title,
-        "date": date.today().isoformat(),
-        "machine": results.describe_machine(),
-        "rows": rows,
-    }
-    temporary = path.with_suffix(".part")
-    text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def make(table: Table, path: Path, seeds: Sequence[int] = (0, 1, 2), fresh: bool = False) -> None:
-    """Bring a stored table up to date: compute the rows that it lacks, forget those of other recipes.
-
-    Args:
-        table: what rows there should be.
-        path: of the stored table; every row is stored as soon as it is there.
-        seeds: of the rows that have several.
-        fresh: whether to forget all rows first.
-    """
-    jobs = [(task, recipe(task), seed) for task, seed in table.jobs(seeds)]
-    recipes = [of_job for _, of_job, _ in jobs]
-    rows = [] if fresh else [row for row in read_rows(path) if row["recipe"] in recipes]
-    missing = [job for job in jobs if not any((row["recipe"], row["seed"]) == job[1:] for row in rows)]
-    for task, of_job, seed in tqdm(missing, desc=path.stem):
-        numbers = {key: round(value, 4) for key, value in task.run(seed).items()}
-        rows.append({"name": task.name, "seed": seed, **numbers, "recipe": of_job})
-        write(path, table.title, rows)
-
-
-def summary(name: str) -> str:
-    """A stored table in lines: the mean of the seeds, each of them, and what one run costs."""
-    table = results.load(name)
-    groups: dict[str, list[dict]] = {}
-    for row in table["rows"]:
-        groups.setdefault(json.dumps(row["recipe"]), []).append(row)
-    lines = [f"{table['title']} ({table['date']}, {table['machine']['cpu']})"]
-    for rows in groups.values():
-        of_rows = rows[0]["recipe"]
-        details = [
-            of_rows["data"],
-            *(
-                f"{of_rows[key]:,} {key}"
-                for key in ("steps", "images", "labels", "pretraining")
-                if of_rows.get(key)
-            ),
-        ]
-        scores = [100 * row["accuracy"] for row in rows]
-        seeds = ", ".join(f"{score:.1f}" for score in scores)
-        price = mean(row["core_s"] for row in rows)
-        what = f"{rows[0]['name']} ({', '.join(details)})"
-        lines.append(f"  {mean(scores):5.1f} %  {what}  [{seeds}]  {price:.1f} core-s")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import bench
+import leaderboard
 import pytest
 import results
+import tables
 import torch
 
 from vit_course.lab import results as stored
@@ -14,16 +16,16 @@ from vit_course.lab.data import shapes
 
 
 @pytest.fixture
-def two_rows() -> results.Table:
+def two_rows() -> tables.Table:
     short = results.Training(
         "digits", "ViT", steps=2, crop=0.7, rotation=15.0, flip=False, precision="highest"
     )
-    return results.Table("Short", several=(short,), single=(results.Baseline("digits", results.PIXELS),))
+    return tables.Table("Short", several=(short,), single=(results.Baseline("digits", results.PIXELS),))
 
 
 def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
     path = tmp_path / "short.json"
-    results.make(two_rows, path, seeds=[0])
+    tables.make(two_rows, path, seeds=[0])
     first = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert [(row["name"], row["seed"]) for row in first] == [(results.PIXELS, 0), ("ViT", 0)]
 
@@ -32,7 +34,7 @@ def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(
         results.Training, "run", lambda self, seed: computed.append(seed) or train(self, seed)
     )
-    results.make(two_rows, path, seeds=[0, 1])
+    tables.make(two_rows, path, seeds=[0, 1])
     assert computed == [1]  # seed 0 and the baseline were stored
     assert json.loads(path.read_text(encoding="utf-8"))["rows"][:2] == first
     assert list(tmp_path.iterdir()) == [path]  # no temporary file is left
@@ -40,9 +42,9 @@ def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
 
 def test_a_row_of_another_recipe_is_computed_again(two_rows, tmp_path):
     path = tmp_path / "short.json"
-    results.make(two_rows, path, seeds=[0])
-    longer = results.Table("Short", several=(replace(two_rows.several[0], steps=3),))
-    results.make(longer, path, seeds=[0])
+    tables.make(two_rows, path, seeds=[0])
+    longer = tables.Table("Short", several=(replace(two_rows.several[0], steps=3),))
+    tables.make(longer, path, seeds=[0])
     assert [row["recipe"]["steps"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]] == [3]
 
 
@@ -72,11 +74,12 @@ def test_fine_tuning_starts_from_the_pretrained_network(few_scenes):
 @pytest.mark.parametrize("name", results.TABLES)
 def test_stored_tables_belong_to_today_s_recipes(name):
     table = stored.load(name)
-    wanted = [(results.recipe(task), seed) for task, seed in results.TABLES[name].jobs((0, 1, 2))]
+    wanted = [(tables.recipe(task), seed) for task, seed in results.TABLES[name].jobs((0, 1, 2))]
     rows = [(row["recipe"], row["seed"]) for row in table["rows"]]
     assert all(row in rows for row in wanted), f"run `make results`: {name} lacks rows of today's recipes"
     assert table["title"] and table["date"] and table["machine"]["cpu"]
-    assert all(0 <= row["accuracy"] <= 1 and row["core_s"] > 0 for row in table["rows"])
+    trained = [row for row in table["rows"] if row["recipe"].get("task") != "cost"]
+    assert all(0 <= row["accuracy"] <= 1 and row["core_s"] > 0 for row in trained)
     assert str(Path.home()) not in json.dumps(table)
 
 
@@ -88,7 +91,7 @@ def test_load_names_the_tables_there_are():
 @pytest.mark.parametrize("do", bench.WORK.values(), ids=bench.WORK)
 @pytest.mark.parametrize("precision", bench.PRECISIONS)
 def test_a_switch_holds_for_its_row_only(precision, do):
-    family = bench.Family({bench.OURS: results.MODELS[results.VIT]}, batch=2, image_size=32)
+    family = bench.Family({bench.OURS: leaderboard.MODELS[results.VIT]}, batch=2, image_size=32)
     with bench.PRECISIONS[precision]():
         do(family.build(bench.OURS), family.images())
     assert torch.get_float32_matmul_precision() == "highest"
@@ -126,7 +129,7 @@ def test_a_library_that_is_not_there_gets_a_row_that_says_so(monkeypatch):
     def is_not_built():
         raise AssertionError("what is not installed cannot be built")
 
-    both = {bench.OURS: results.MODELS[results.VIT], "no-such-library": is_not_built}
+    both = {bench.OURS: leaderboard.MODELS[results.VIT], "no-such-library": is_not_built}
     monkeypatch.setitem(bench.FAMILIES, "small", bench.Family(both, batch=2, image_size=32))
     rows = bench.measure("small", rounds=1, threads=1, memory=False)
     assert [row.library for row in rows] == [bench.OURS] * len(bench.PRECISIONS) + ["no-such-library"]

@@ -1,6 +1,7 @@
 """Stored measurements: found by name, and made of numbers."""
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from vit_course.lab import results
 
@@ -22,3 +23,11 @@ def test_a_table_with_something_that_is_no_measurement_is_refused(tmp_path, monk
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=f"table 'mine' holds {number}, which is no measurement"):
         results.load("mine")
+
+
+def test_an_interval_is_that_of_a_t_test():
+    values = [0.90, 0.93, 0.91, 0.95]
+    low, high = results.interval(values)
+    assert (low, high) == pytest.approx(ttest_1samp(values, 0).confidence_interval(0.95))
+    with pytest.raises(ValueError, match="at least two values, got 1"):
+        results.interval(values[:1])

@@ -103,7 +103,7 @@ def test_gradients_equal_to_timm() -> None:
     ours = from_timm(theirs)
     gradients = []
     for model in (ours, theirs):
-        pixels = suited(theirs, batch=2).requires_grad_()  # at batch 1 timm's are wrong on a CPU
+        pixels = suited(theirs, batch=2).requires_grad_()  # at batch 1 BatchNorm2d's may be wrong on a CPU
         model(pixels).square().sum().backward()
         gradients.append(pixels.grad)
     assert relative_error(*gradients) < SAME
@@ -127,7 +127,7 @@ def test_training_is_equal_to_timm() -> None:
 
 
 def test_gradient_of_one_image_is_right() -> None:
-    """Beside finite differences: timm's is not, at batch 1 on a CPU."""
+    """Beside finite differences: through timm's it is not, where BatchNorm2d meets batch 1 on a CPU."""
     model = randomise(small_xcit(patch_size=8, image_size=32))
     pixels, direction = images(1, 3, 32, 32).requires_grad_(), images(1, 3, 32, 32, seed=1)
     (gradient,) = torch.autograd.grad(model(pixels).square().sum(), pixels)

@@ -1,7 +1,6 @@
 """Distillation.
 
-How can a small model learn from what a trained one thinks, and not only from labels, and what is that worth
-where labels are few?
+How can a small model learn from the answers of a trained one, and what is that worth where labels are few?
 
 Made from notebooks/08_distillation.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -15,9 +14,122 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_course.patching import require_between, require_images, require_tokens
+from vit_course.training import eval_mode
 from vit_course.vit import ViT, classifier
 
-__all__ = ["DistillationLoss", "DistilledViT"]
+__all__ = [
+    "soft_targets",
+    "soft_loss",
+    "teacher_loss",
+    "distillation_loss",
+    "teacher_answers",
+    "DistillationLoss",
+    "DistilledViT",
+]
+
+
+def soft_targets(logits: Tensor, temperature: float) -> Tensor:
+    """A teacher's softened probabilities: the softmax of logits that are divided by a temperature.
+
+    Args:
+        logits: (…, classes).
+        temperature: T, above 0; the larger, the more even the result.
+
+    Returns:
+        Probabilities (…, classes).
+
+    Source: Hinton et al. 2015, equation 1.
+
+    Built in lesson 08.
+    """
+    return F.softmax(logits / temperature, dim=-1)
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² times the Kullback-Leibler divergence of the softened student from the softened teacher.
+
+    Args:
+        student, teacher: logits (b, classes).
+        temperature: T, above 0.
+
+    Returns:
+        A scalar, the mean over the pictures: T² KL(softmax(teacher / T) ‖ softmax(student / T)).
+
+    Source: Hinton et al. 2015, section 2; Touvron et al. 2020, equation 2.
+
+    Built in lesson 08.
+    """
+    log_q, log_p = (F.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def teacher_loss(logits: Tensor, teacher_logits: Tensor, kind: str, temperature: float) -> Tensor:
+    """The teacher's part of the loss: `soft_loss`, or the cross-entropy with the teacher's answer.
+
+    Args:
+        logits, teacher_logits: (b, classes).
+        kind: 'soft' or 'hard'.
+        temperature: T, for 'soft'.
+
+    Returns:
+        A scalar.
+
+    Source: Touvron et al. 2020, equations 2 and 3.
+
+    Built in lesson 08.
+    """
+    if kind == "hard":
+        return F.cross_entropy(logits, teacher_logits.argmax(dim=-1))
+    return soft_loss(logits, teacher_logits, temperature)
+
+
+def distillation_loss(
+    class_logits: Tensor,
+    dist_logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor,
+    kind: str,
+    temperature: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A mixture of what the labels say and what the teacher says.
+
+    Args:
+        class_logits: (b, classes), compared with the labels.
+        dist_logits: (b, classes), compared with the teacher; the same tensor where the student has one head.
+        labels: (b,); -100 stands for a missing one.
+        teacher_logits: (b, classes).
+        kind, temperature: as for `teacher_loss`.
+        alpha: the teacher's share.
+
+    Returns:
+        Three scalars: the loss, its label's part, its teacher's part.
+
+    Source: Touvron et al. 2020, equations 2 and 3.
+
+    Built in lesson 08.
+    """
+    labelled = (labels != -100).sum().clamp(min=1)
+    by_label = F.cross_entropy(class_logits, labels, reduction="sum") / labelled
+    by_teacher = teacher_loss(dist_logits, teacher_logits, kind, temperature)
+    return (1 - alpha) * by_label + alpha * by_teacher, by_label, by_teacher
+
+
+@torch.no_grad()
+def teacher_answers(teacher: nn.Module, images: Tensor) -> Tensor:
+    """A teacher's logits: without gradients, and in evaluation mode, in which no statistic of it moves.
+
+    Args:
+        teacher: a trained model, images -> logits.
+        images: (b, c, h, w).
+
+    Returns:
+        Logits (b, classes). Every part of the teacher gets back its mode.
+
+    Built in lesson 08.
+    """
+    with eval_mode(teacher):
+        return teacher(images)
 
 
 class DistillationLoss(nn.Module):
@@ -68,23 +180,13 @@ class DistillationLoss(nn.Module):
         self.teacher.eval()
         return self
 
-    @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
-        """What the teacher answers (b, classes).
-
-        In evaluation mode, whoever put it into another: BatchNorm would learn from the student's batches.
-        """
-        return self.teacher.eval()(images)
+        """What the teacher answers (b, classes)."""
+        return teacher_answers(self.teacher, images)
 
     def teacher_loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """How far a student's logits (b, classes) are from the teacher's (b, classes).
-
-        A scalar, for 'soft' zero where they agree.
-        """
-        if self.kind == "hard":
-            return F.cross_entropy(logits, teacher_logits.argmax(dim=-1))
-        student, teacher = (F.log_softmax(z / self.temperature, dim=-1) for z in (logits, teacher_logits))
-        return self.temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        """The teacher's part of the loss for logits (b, classes) of the student."""
+        return teacher_loss(logits, teacher_logits, self.kind, self.temperature)
 
     def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -101,11 +203,10 @@ class DistillationLoss(nn.Module):
             raise TypeError(f"labels must be whole numbers (b,), got {labels!r}"[:200])
         if labels.shape != shapes[0][:1]:
             raise ValueError(f"{shapes[0][0]} images need as many labels, got shape {tuple(labels.shape)}")
-        labelled = (labels != -100).sum().clamp(min=1)
-        label_loss = F.cross_entropy(class_logits, labels, reduction="sum") / labelled
-        teacher_loss = self.teacher_loss(dist_logits, teacher_logits)
-        loss = (1 - self.alpha) * label_loss + self.alpha * teacher_loss
-        return loss, {"label_loss": label_loss.detach(), "teacher_loss": teacher_loss.detach()}
+        loss, by_label, by_teacher = distillation_loss(
+            class_logits, dist_logits, labels, teacher_logits, self.kind, self.temperature, self.alpha
+        )
+        return loss, {"label_loss": by_label.detach(), "teacher_loss": by_teacher.detach()}
 
 
 class DistilledViT(ViT):

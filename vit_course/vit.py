@@ -1,7 +1,7 @@
 """Vision Transformer.
 
 How do patches and attention become a model that names what is in a picture, and how can you be sure that
-yours is the one in the paper?
+yours is the published one?
 
 Made from notebooks/03_vit.ipynb by `make export`: read and edit the lesson, not this file.
 """

@@ -1,6 +1,6 @@
 """XCiT.
 
-What if channels asked channels, instead of patches asking patches, so that twice the patches cost twice as
+What if channels attended to channels, instead of patches to patches, so that twice the patches cost twice as
 much and not four times?
 
 Made from notebooks/06_xcit.ipynb by `make export`: read and edit the lesson, not this file.

@@ -1,12 +1,22 @@
-"""Exercises of lesson 08: softened targets, the soft loss, and a forward pass with two tokens, two heads."""
+"""Exercises of lesson 08: soft targets and losses, a teacher that stays as it is, two heads, other uses."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .exercise import Exercise, Mistake
+from vit_course.distillation import (
+    DistilledViT,
+    distillation_loss,
+    soft_loss,
+    soft_targets,
+    teacher_answers,
+    teacher_loss,
+)
+
+from .exercise import Exercise, Mistake, filled
 
 _generator = torch.Generator().manual_seed(8)
 
@@ -15,11 +25,7 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=_generator)
 
 
-# ---- warm-up: soft_targets ---------------------------------------------------------------------------------
-
-
-def _soft_targets(logits: Tensor, temperature: float) -> Tensor:
-    return (logits / temperature).softmax(dim=-1)
+# ---- step 1: soft_targets ----------------------------------------------------------------------------------
 
 
 def _row_sum(answer: Tensor) -> str:
@@ -28,7 +34,7 @@ def _row_sum(answer: Tensor) -> str:
 
 SOFT_TARGETS = Exercise(
     name="soft_targets",
-    solution=_soft_targets,
+    solution=soft_targets,
     cases=((2 * _random(4, 4), 3.0), (_random(3, 5), 0.5), (_random(2, 6), 10.0)),
     praise="Divided before the softmax, the logits become odds of which the T-th root is taken.",
     mistakes={
@@ -68,19 +74,15 @@ SOFT_TARGETS = Exercise(
         "hard answers": Mistake(
             lambda logits, temperature: F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float(),
             says=(
-                "These are the teacher's answers, zero or one: the soft targets say how likely it finds "
-                "the other classes, too."
+                "These are the teacher's answers, zero or one: soft targets also say how likely it finds the "
+                "other classes."
             ),
         ),
     },
 )
 
 
-# ---- core: soft_loss ---------------------------------------------------------------------------------------
-
-
-def _soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return temperature**2 * _kl(teacher / temperature, student / temperature).sum() / len(student)
+# ---- step 2: soft_loss -------------------------------------------------------------------------------------
 
 
 def _kl(wanted: Tensor, given: Tensor) -> Tensor:
@@ -95,30 +97,33 @@ def _says_ratio(words: str) -> Callable[[Tensor], str]:
 
 SOFT_LOSS = Exercise(
     name="soft_loss",
-    solution=_soft_loss,
+    solution=soft_loss,
     cases=(
         (2 * _random(4, 5), 2 * _random(4, 5), 3.0),
         (_random(3, 10), 3 * _random(3, 10), 2.0),
         (3 * _random(2, 4), _random(2, 4), 0.5),
     ),
-    praise="Zero where they agree, the same for a batch shown twice, and as loud at T = 10 as at T = 1.",
+    praise=(
+        "Zero where they agree, the same for a batch shown twice, and with a gradient whose length T hardly "
+        "changes."
+    ),
     mistakes={
         "no T²": Mistake(
-            lambda student, teacher, temperature: _soft_loss(student, teacher, temperature) / temperature**2,
+            lambda student, teacher, temperature: soft_loss(student, teacher, temperature) / temperature**2,
             _says_ratio(
                 "The divergence is right, but its gradient shrinks with the square of the temperature: "
                 "multiply by temperature**2."
             ),
         ),
         "T instead of T²": Mistake(
-            lambda student, teacher, temperature: _soft_loss(student, teacher, temperature) / temperature,
+            lambda student, teacher, temperature: soft_loss(student, teacher, temperature) / temperature,
             _says_ratio(
                 "You multiplied by T. One factor 1/T stands in front of the gradient, the other hides in q "
                 "- p: it takes T²."
             ),
         ),
         "turned round": Mistake(
-            lambda student, teacher, temperature: _soft_loss(teacher, student, temperature),
+            lambda student, teacher, temperature: soft_loss(teacher, student, temperature),
             "This is KL(student ‖ teacher). The teacher's shares are the weights: sum p · (log p - log q) "
             "with p from the teacher. (F.kl_div wants the student first, which is easy to turn round.)",
         ),
@@ -137,7 +142,7 @@ SOFT_LOSS = Exercise(
         ),
         "mean over classes too": Mistake(
             lambda student, teacher, temperature: (
-                _soft_loss(student, teacher, temperature) / student.shape[-1]
+                soft_loss(student, teacher, temperature) / student.shape[-1]
             ),
             _says_ratio(
                 "You took the mean over all b · classes numbers. A divergence is a sum over classes; only "
@@ -145,7 +150,7 @@ SOFT_LOSS = Exercise(
             ),
         ),
         "sum over pictures": Mistake(
-            lambda student, teacher, temperature: _soft_loss(student, teacher, temperature) * len(student),
+            lambda student, teacher, temperature: soft_loss(student, teacher, temperature) * len(student),
             _says_ratio(
                 "You summed over the pictures, so a larger batch is a larger loss. Divide by their number."
             ),
@@ -161,123 +166,481 @@ SOFT_LOSS = Exercise(
                 "zero where both agree: subtract the teacher's own entropy, p · log p."
             ),
         ),
+        "probabilities for log-probabilities": Mistake(
+            lambda student, teacher, temperature: (
+                temperature**2
+                * F.kl_div(
+                    soft_targets(student, temperature),
+                    soft_targets(teacher, temperature),
+                    reduction="batchmean",
+                )
+            ),
+            _says_ratio(
+                "F.kl_div takes the student's *logarithms*: it got probabilities. Use log_softmax for the "
+                "first argument, and log_target=True if the second is a logarithm too."
+            ),
+        ),
+        "a logarithm for the teacher's probabilities": Mistake(
+            lambda student, teacher, temperature: (
+                temperature**2
+                * F.kl_div(
+                    (student / temperature).log_softmax(dim=-1),
+                    (teacher / temperature).log_softmax(dim=-1),
+                    reduction="none",
+                ).sum()
+                / len(student)
+            ),
+            _says_ratio(
+                "F.kl_div took the teacher's logarithms for probabilities: say log_target=True, or give it "
+                "the softmax."
+            ),
+        ),
         "sign": Mistake(
-            lambda student, teacher, temperature: -_soft_loss(student, teacher, temperature),
+            lambda student, teacher, temperature: -soft_loss(student, teacher, temperature),
             _says_ratio("A divergence is never negative: it is log p - log q, not the other way."),
         ),
     },
 )
 
 
-# ---- stretch: two_token_logits -----------------------------------------------------------------------------
+# ---- step 3: distillation_loss -----------------------------------------------------------------------------
 
 
-def _two_token_logits(
-    patches: Tensor,
-    class_token: Tensor,
-    dist_token: Tensor,
-    positions: Tensor,
-    blocks: Callable,
-    head: Callable,
-    head_dist: Callable,
-    *,
-    mistake: str = "",
-) -> Tensor:
-    """The forward pass of a DistilledViT in evaluation from its parts, or one with a mistake in it."""
-    b = len(patches)
-    first, second = class_token.expand(b, -1, -1), dist_token.expand(b, -1, -1)
-    if mistake == "tokens swapped":
-        first, second = second, first
-    if mistake == "distillation token last":
-        tokens = torch.cat([first, patches, second], dim=1) + positions
-        tokens = blocks(tokens)
-        return (head(tokens[:, 0]) + head_dist(tokens[:, -1])) / 2
-    if mistake == "no position for the new token":
-        tokens = torch.cat([first, patches], dim=1) + torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
-        tokens = torch.cat([tokens[:, :1], second, tokens[:, 1:]], dim=1)
-    elif mistake == "no positions":
-        tokens = torch.cat([first, second, patches], dim=1)
-    else:
-        tokens = torch.cat([first, second, patches], dim=1) + positions
-    tokens = blocks(tokens)
-    one, two = tokens[:, 0], tokens[:, 1]
-    if mistake == "both heads on the class token":
-        two = one
-    if mistake == "heads swapped":
-        head, head_dist = head_dist, head
-    if mistake == "class head only":
-        return head(one)
-    if mistake == "sum":
-        return head(one) + head_dist(two)
-    if mistake == "mean of the shares":
-        return (head(one).softmax(dim=-1) + head_dist(two).softmax(dim=-1)) / 2
-    return (head(one) + head_dist(two)) / 2
+def _mixed(by_label: Tensor, by_teacher: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    return (1 - alpha) * by_label + alpha * by_teacher, by_label, by_teacher
 
 
-def _two_token_case(b: int, n: int, d: int, classes: int) -> tuple:
-    """Tokens, positions, and three parts as functions with weights large enough to show every mistake."""
-    mixing, value, first, second = _random(d, d), _random(d, d), _random(d, classes), _random(d, classes)
+def _changed(change: Callable[..., tuple]) -> Callable:
+    """A wrong answer: the right one for arguments that a change makes of the given ones."""
+    return lambda *arguments: distillation_loss(*change(*arguments))
 
-    def blocks(tokens: Tensor) -> Tensor:
-        weights = (tokens @ mixing @ tokens.mT / d).softmax(dim=-1)
-        return F.layer_norm(tokens + weights @ tokens @ value, (d,))
 
-    return (
-        _random(b, n, d),
-        _random(1, 1, d),
-        _random(1, 1, d),
-        _random(1, n + 2, d),
-        blocks,
-        lambda token: token @ first,
-        lambda token: token @ second,
+def _label_mean_over_all(
+    class_logits: Tensor,
+    dist_logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor,
+    kind: str,
+    temperature: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    by_label = F.cross_entropy(class_logits, labels, reduction="sum") / len(labels)
+    return _mixed(by_label, teacher_loss(dist_logits, teacher, kind, temperature), alpha)
+
+
+def _label_mean_of_none(
+    class_logits: Tensor,
+    dist_logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor,
+    kind: str,
+    temperature: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    by_label = F.cross_entropy(class_logits, labels)
+    return _mixed(by_label, teacher_loss(dist_logits, teacher, kind, temperature), alpha)
+
+
+def _shares_exchanged(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, by_label, by_teacher = distillation_loss(*arguments)
+    return _mixed(by_label, by_teacher, 1 - arguments[-1])
+
+
+def _teacher_of_labelled_only(
+    class_logits: Tensor,
+    dist_logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor,
+    kind: str,
+    temperature: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept = labels != -100
+    return distillation_loss(
+        class_logits[kept], dist_logits[kept], labels[kept], teacher[kept], kind, temperature, alpha
     )
 
 
-TWO_TOKEN_LOGITS = Exercise(
-    name="two_token_logits",
-    solution=_two_token_logits,
-    cases=(_two_token_case(2, 5, 4, 3), _two_token_case(3, 4, 6, 5)),
-    praise=(
-        "Two tokens with positions of their own, each read by its own head, and the mean of what they say: "
-        "DeiT at test time."
+def _losses(labels: list[int], kind: str, temperature: float, alpha: float) -> tuple:
+    b = len(labels)
+    logits = (2 * _random(b, 5), 2 * _random(b, 5), torch.tensor(labels), 2 * _random(b, 5))
+    return (*logits, kind, temperature, alpha)
+
+
+DISTILLATION_LOSS = Exercise(
+    name="distillation_loss",
+    solution=distillation_loss,
+    cases=(
+        _losses([2, -100, 0, 4], "soft", 3.0, 0.1),
+        _losses([1, 1, -100], "hard", 3.0, 0.3),
+        _losses([-100, -100], "soft", 2.0, 0.6),
     ),
+    praise="Each head learns from its own target, and a picture without a label from the teacher alone.",
     mistakes={
-        name: Mistake(lambda *case, _name=name: _two_token_logits(*case, mistake=_name), says)
-        for name, says in {
-            "distillation token last": (
-                "The distillation token stands behind the patches, so every patch meets the position of "
-                "its neighbour. It comes second: class token, distillation token, patches."
-            ),
-            "tokens swapped": (
-                "The distillation token stands first. The order is class token, distillation token, patches."
-            ),
-            "no position for the new token": (
-                "The distillation token has no position. It gets row 1 of `positions`: join all tokens "
-                "first, then add."
-            ),
-            "no positions": (
-                "The order is right, but no positions were added: one row for each token, both learned "
-                "ones included."
-            ),
-            "both heads on the class token": (
-                "Both heads read token 0. `head_dist` reads token 1, which is what learns from the teacher."
-            ),
-            "heads swapped": "The heads changed places: `head` reads token 0, `head_dist` token 1.",
-            "class head only": (
-                "This is the class head alone: half of what was learned is thrown away. Take the mean of "
-                "both heads."
-            ),
-            "sum": (
-                "You added the two logits. The answer would be the same class, but twice as sure of it: "
-                "divide by 2."
-            ),
-            "mean of the shares": (
-                "You averaged after the softmax. DeiT averages the logits, so that the result is logits "
-                "again."
-            ),
-        }.items()
+        "mean over all pictures": Mistake(
+            _label_mean_over_all,
+            "The label's part is divided by all pictures. Only those that have a label count: divide by "
+            "their number.",
+        ),
+        "NaN without labels": Mistake(
+            _label_mean_of_none,
+            "Right, until a batch has no label at all: the mean over nothing is NaN. Divide the sum by the "
+            "number of labels, or by one.",
+        ),
+        "shares exchanged": Mistake(
+            _shares_exchanged,
+            "Both parts are right; alpha is the *teacher's* share, and the label has 1 - alpha.",
+        ),
+        "heads exchanged": Mistake(
+            _changed(lambda one, two, *rest: (two, one, *rest)),
+            "The heads changed places: class_logits meet the labels, dist_logits the teacher.",
+        ),
+        "class head for both": Mistake(
+            _changed(lambda one, two, *rest: (one, one, *rest)),
+            "The teacher's part reads the class head: it belongs to dist_logits.",
+        ),
+        "always soft": Mistake(
+            _changed(lambda *arguments: (*arguments[:4], "soft", *arguments[5:])),
+            'Kind "hard" gave the soft loss: there it is the cross-entropy with the teacher\'s argmax.',
+        ),
+        "teacher on labelled pictures only": Mistake(
+            _teacher_of_labelled_only,
+            "The teacher's part left out the pictures without a label: it is about all of them.",
+        ),
     },
 )
 
 
-EXERCISES: list[Exercise] = [SOFT_TARGETS, SOFT_LOSS, TWO_TOKEN_LOGITS]
+# ---- step 4: teacher_answers -------------------------------------------------------------------------------
+
+
+def _watched(function: Callable, case: tuple[nn.Sequential, Tensor]) -> Any:
+    """The answers for a batch, and what has become of the teacher: statistics, modes, gradients."""
+    teacher, images = case
+    with torch.enable_grad():
+        answers = function(teacher, images)
+    if answers is None or answers is Ellipsis:
+        return answers
+    modes = torch.tensor([part.training for part in teacher.modules()])
+    return answers, teacher[2].running_mean, modes, getattr(answers, "requires_grad", False)
+
+
+def _teacher(is_training: bool) -> nn.Sequential:
+    """A teacher with dropout and statistics, of which one part is frozen in eval."""
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten()]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        teacher = nn.Sequential(*layers, nn.Linear(16, 3))
+        filled(teacher).train(is_training)
+    teacher[1].eval()
+    return teacher
+
+
+def _in_the_mode_it_has(teacher: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return teacher(images)
+
+
+def _left_in_eval(teacher: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return teacher.eval()(images)
+
+
+def _all_in_training_afterwards(teacher: nn.Module, images: Tensor) -> Tensor:
+    was_training = teacher.training
+    answers = _left_in_eval(teacher, images)
+    teacher.train(was_training)
+    return answers
+
+
+def _with_gradients(teacher: nn.Module, images: Tensor) -> Tensor:
+    modes = [part.training for part in teacher.modules()]
+    answers = teacher.eval()(images)
+    for part, mode in zip(teacher.modules(), modes, strict=True):
+        part.training = mode
+    return answers
+
+
+TEACHER_ANSWERS = Exercise(
+    name="teacher_answers",
+    solution=teacher_answers,
+    cases=((_teacher(True), _random(4, 2, 4, 4)), (_teacher(False), _random(2, 2, 4, 4))),
+    praise="The teacher answers, and nothing of it has changed: no statistic, no mode, no gradient.",
+    mistakes={
+        "in training mode": Mistake(
+            _in_the_mode_it_has,
+            "The teacher answered in the mode in which it was: in training, dropout makes its answers random "
+            "and the running mean of its BatchNorm moves. Gradients are not all that must be switched off.",
+        ),
+        "left in eval": Mistake(
+            _left_in_eval,
+            "The answers are right, but the teacher is left in evaluation mode; it was in training. "
+            "eval_mode gives every part its mode back.",
+        ),
+        "a frozen part woken": Mistake(
+            _all_in_training_afterwards,
+            "The answers are right, but train() reaches every part: one that its owner had frozen in "
+            "evaluation mode is in training now. eval_mode remembers the mode of each part.",
+        ),
+        "with gradients": Mistake(
+            _with_gradients,
+            "The answers still hang on the teacher's weights: without torch.no_grad() gradients flow into "
+            "it.",
+        ),
+    },
+    calls=_watched,
+)
+
+
+# ---- step 5: DistilledViT ----------------------------------------------------------------------------------
+
+
+def _in_both_modes(module_type: Callable[..., nn.Module], case: tuple[dict, Tensor]) -> Any:
+    """Build a model, fill it, and give its logits in evaluation and in training."""
+    arguments, images = case
+    model = filled(module_type(**arguments))
+    return model.eval()(images), model.train()(images)
+
+
+def _heads(change: Callable[[DistilledViT, Tensor], Any]) -> type[DistilledViT]:
+    """A model with another `forward_head`."""
+
+    class Changed(DistilledViT):
+        def forward_head(self, features: Tensor) -> Any:
+            return change(self, features)
+
+    return Changed
+
+
+def _pair(model: DistilledViT, features: Tensor) -> tuple[Tensor, Tensor]:
+    return model.head(features[:, 0]), model.head_dist(features[:, 1])
+
+
+def _in_training(model: DistilledViT, pair: tuple, combined: Any) -> Any:
+    return pair if model.training else combined
+
+
+_SIZES = {"image_size": 8, "patch_size": 4, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 16, "num_classes": 3}
+
+DISTILLED_VIT = Exercise(
+    name="DistilledViT",
+    solution=DistilledViT,
+    cases=((_SIZES, _random(2, 3, 8, 8)), (_SIZES | {"channels": 1}, _random(3, 1, 8, 12))),
+    praise="Two tokens, each read by its own head: a pair in training, the mean of the logits in evaluation.",
+    mistakes={
+        "mean in training too": Mistake(
+            _heads(lambda model, features: sum(_pair(model, features)) / 2),
+            "In training the loss needs both: return the pair (class logits, distillation logits) where "
+            "self.training is true.",
+        ),
+        "a pair in evaluation too": Mistake(
+            _heads(_pair),
+            "In evaluation the model gives one tensor: the mean of the two logits.",
+        ),
+        "sum": Mistake(
+            _heads(
+                lambda model, features: _in_training(
+                    model, _pair(model, features), sum(_pair(model, features))
+                )
+            ),
+            "You added the two logits. The class stays the same, but the probabilities get too sharp: "
+            "divide by 2.",
+        ),
+        "class head only": Mistake(
+            _heads(
+                lambda model, features: _in_training(model, _pair(model, features), _pair(model, features)[0])
+            ),
+            "In evaluation only the class head is read: half of what was learned is thrown away. Take the "
+            "mean of both.",
+        ),
+        "both heads on the class token": Mistake(
+            _heads(
+                lambda model, features: _in_training(
+                    model,
+                    pair := (model.head(features[:, 0]), model.head_dist(features[:, 0])),
+                    sum(pair) / 2,
+                )
+            ),
+            "Both heads read token 0. `head_dist` reads token 1, which learns from the teacher.",
+        ),
+        "heads exchanged": Mistake(
+            _heads(
+                lambda model, features: _in_training(
+                    model,
+                    pair := (model.head(features[:, 1]), model.head_dist(features[:, 0])),
+                    sum(pair) / 2,
+                )
+            ),
+            "The heads read each other's token: `head` reads token 0, `head_dist` token 1.",
+        ),
+        "the last token": Mistake(
+            _heads(
+                lambda model, features: _in_training(
+                    model,
+                    pair := (model.head(features[:, 0]), model.head_dist(features[:, -1])),
+                    sum(pair) / 2,
+                )
+            ),
+            "`head_dist` reads the last token, a patch. The distillation token is the second: "
+            "features[:, 1].",
+        ),
+        "mean of the probabilities": Mistake(
+            _heads(
+                lambda model, features: _in_training(
+                    model,
+                    pair := _pair(model, features),
+                    sum(logits.softmax(dim=-1) for logits in pair) / 2,
+                )
+            ),
+            "You averaged after the softmax, as the paper's text has it. Average the logits, as the "
+            "published code does, so that the result is logits again.",
+        ),
+    },
+    calls=_in_both_modes,
+)
+
+
+# ---- practice ----------------------------------------------------------------------------------------------
+
+
+def soft_gradient(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    difference = soft_targets(student, temperature) - soft_targets(teacher, temperature)
+    return temperature * difference / len(student)
+
+
+SOFT_GRADIENT = Exercise(
+    name="soft_gradient",
+    solution=soft_gradient,
+    cases=((2 * _random(4, 5), 2 * _random(4, 5), 3.0), (_random(3, 6), _random(3, 6), 0.5)),
+    praise="Autograd says the same: the difference of the softened probabilities, and one T is left of T².",
+    mistakes={
+        "no T²": Mistake(
+            lambda student, teacher, temperature: (
+                soft_gradient(student, teacher, temperature) / temperature**2
+            ),
+            "This is the gradient of the plain divergence: multiply by T².",
+        ),
+        "T² without the inner derivative": Mistake(
+            lambda student, teacher, temperature: soft_gradient(student, teacher, temperature) * temperature,
+            "One factor is missing: z enters the softmax as z / T, which gives 1/T. T² times 1/T is T.",
+        ),
+        "sign": Mistake(
+            lambda student, teacher, temperature: -soft_gradient(student, teacher, temperature),
+            "The sign is turned: where the student gives a class too much (q > p), the loss grows with its "
+            "logit.",
+        ),
+        "sum over pictures": Mistake(
+            lambda student, teacher, temperature: soft_gradient(student, teacher, temperature) * len(student),
+            "The loss is the mean over pictures: divide by b.",
+        ),
+        "not softened": Mistake(
+            lambda student, teacher, temperature: (
+                temperature * (student.softmax(-1) - teacher.softmax(-1)) / len(student)
+            ),
+            "p and q are the *softened* probabilities: divide both logits by T before the softmax.",
+        ),
+    },
+)
+
+
+def ensemble_loss(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    targets = soft_targets(teachers, temperature).mean(dim=0)
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_q, targets, reduction="batchmean")
+
+
+ENSEMBLE_LOSS = Exercise(
+    name="ensemble_loss",
+    solution=ensemble_loss,
+    cases=((2 * _random(4, 5), 3 * _random(3, 4, 5), 2.0), (_random(2, 3), 3 * _random(2, 2, 3), 4.0)),
+    praise="The mean of probabilities keeps what only one teacher doubts; the mean of logits washes it out.",
+    mistakes={
+        "mean of logits": Mistake(
+            lambda student, teachers, temperature: soft_loss(student, teachers.mean(dim=0), temperature),
+            _says_ratio("You averaged the teachers' logits. Average their soft targets, after the softmax."),
+        ),
+        "mean of losses": Mistake(
+            lambda student, teachers, temperature: torch.stack(
+                [soft_loss(student, teacher, temperature) for teacher in teachers]
+            ).mean(),
+            _says_ratio(
+                "This is the mean of the divergences from each teacher. Its gradient is the same, but it is "
+                "not zero where the student matches the mean: average the targets first."
+            ),
+        ),
+        "no T²": Mistake(
+            lambda student, teachers, temperature: (
+                ensemble_loss(student, teachers, temperature) / temperature**2
+            ),
+            _says_ratio("The factor T² is missing."),
+        ),
+        "softened twice": Mistake(
+            lambda student, teachers, temperature: soft_loss(
+                student, soft_targets(teachers, temperature).mean(dim=0).log(), temperature
+            ),
+            _says_ratio(
+                "The targets were softened, turned into logits, and softened again. Logarithms of soft "
+                "targets are logits at T = 1: divide only the student's by T."
+            ),
+        ),
+    },
+)
+
+
+def partial_soft_loss(student: Tensor, teacher: Tensor, known: Tensor, temperature: float) -> Tensor:
+    return soft_loss(student[:, known], teacher, temperature)
+
+
+def _not_renormalised(student: Tensor, teacher: Tensor, known: Tensor, temperature: float) -> Tensor:
+    log_q = F.log_softmax(student / temperature, dim=-1)[:, known]
+    log_p = F.log_softmax(teacher / temperature, dim=-1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum() / len(student)
+
+
+PARTIAL_SOFT_LOSS = Exercise(
+    name="partial_soft_loss",
+    solution=partial_soft_loss,
+    cases=(
+        (2 * _random(4, 6), 2 * _random(4, 3), torch.tensor([4, 0, 3]), 2.0),
+        (_random(3, 5), 2 * _random(3, 2), torch.tensor([1, 4]), 3.0),
+    ),
+    praise="Compared on the classes that both know; what it holds of the others stays the student's own.",
+    mistakes={
+        "not renormalised": Mistake(
+            _not_renormalised,
+            _says_ratio(
+                "You dropped classes after the softmax, so the student's probabilities do not sum to one, "
+                "and it is punished for every class that the teacher does not know. Choose the logits first."
+            ),
+        ),
+        "the first classes": Mistake(
+            lambda student, teacher, known, temperature: soft_loss(
+                student[:, : teacher.shape[1]], teacher, temperature
+            ),
+            _says_ratio("You took the first k classes: `known` says which they are, and in which order."),
+        ),
+        "sorted": Mistake(
+            lambda student, teacher, known, temperature: soft_loss(
+                student[:, known.sort().values], teacher, temperature
+            ),
+            _says_ratio("You sorted the classes: column j of the teacher belongs to class known[j]."),
+        ),
+        "no T²": Mistake(
+            lambda student, teacher, known, temperature: (
+                partial_soft_loss(student, teacher, known, temperature) / temperature**2
+            ),
+            _says_ratio("The factor T² is missing."),
+        ),
+    },
+)
+
+
+EXERCISES: list[Exercise] = [
+    SOFT_TARGETS,
+    SOFT_LOSS,
+    DISTILLATION_LOSS,
+    TEACHER_ANSWERS,
+    DISTILLED_VIT,
+    SOFT_GRADIENT,
+    ENSEMBLE_LOSS,
+    PARTIAL_SOFT_LOSS,
+]

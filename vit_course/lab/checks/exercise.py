@@ -312,9 +312,10 @@ def _first_difference(answer: Any, wanted: Any, tolerance: float) -> str | None:
 
 
 def _right(values: Tensor, wanted: Tensor, tolerance: float) -> Tensor:
-    """Which values are right, within the tolerance of the largest wanted one."""
-    scale = wanted.abs().max().item() if wanted.is_floating_point() else 0
-    return torch.isclose(values.double(), wanted.double(), rtol=0, atol=tolerance * (scale or 1))
+    """Which values are right, within the tolerance of the largest wanted one; a mistake's may be NaN."""
+    scale = wanted.abs().nan_to_num(0, 0, 0).max().item() if wanted.is_floating_point() else 0
+    distance = tolerance * (scale or 1)
+    return torch.isclose(values.double(), wanted.double(), rtol=0, atol=distance, equal_nan=True)
 
 
 def _share_right(answer: Any, wanted: Any, tolerance: float) -> float:

@@ -1,10 +1,26 @@
-"""Exercises of lesson 06: cosines between channels; cross-covariance attention with a mask, and in chunks."""
+"""Exercises of lesson 06: the layers of XCiT; cross-covariance attention with a mask, and in chunks.
+
+`WRONG` holds the mistakes in these layers once more, for the lesson's table of wrong versions.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
-from .exercise import Exercise, Mistake
+from vit_course.cait import ClassAttentionBlock
+from vit_course.vit import residual
+from vit_course.xcit import (
+    FourierPositions,
+    LocalPatchInteraction,
+    XCAttention,
+    XCiTBlock,
+    XCiTClassBlock,
+)
+
+from .exercise import Exercise, Mistake, forward
 
 
 def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -13,85 +29,381 @@ def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-# -------------------------------------------------------------------------------------------- channel_cosines
+def _but(kind: type[nn.Module], method: str, wrong: Callable) -> type[nn.Module]:
+    """The same class with another method."""
+    return type(kind.__name__, (kind,), {method: wrong})
 
 
-def channel_cosines(q: Tensor, k: Tensor) -> Tensor:
-    """Queries and keys (b, n, c) -> cosines (b, c, c): at i, j that of channel i of q and channel j of k."""
-    return F.normalize(q, dim=1).mT @ F.normalize(k, dim=1)
+# ----------------------------------------------------------------------------------------------- XCAttention
 
 
-def _dot_products(q: Tensor, k: Tensor) -> Tensor:
-    return q.mT @ k
+def _attends(weigh: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+    """A forward of XCAttention whose weights (b, h, k, k) come from q, k (b, h, n, k) and the temperature."""
+
+    def forward(self: XCAttention, tokens: Tensor) -> Tensor:
+        q, k, v = (self.split(part) for part in self.qkv(tokens).chunk(3, dim=-1))
+        return self.merge(v @ weigh(q, k, self.temperature).transpose(-2, -1))
+
+    return forward
 
 
-def _lengths_over_channels(q: Tensor, k: Tensor) -> Tensor:
-    return F.normalize(q, dim=-1).mT @ F.normalize(k, dim=-1)
+def _cosines(q: Tensor, k: Tensor, dim: int = -2) -> Tensor:
+    return F.normalize(q, dim=dim).mT @ F.normalize(k, dim=dim)
 
 
-def _transposed(q: Tensor, k: Tensor) -> Tensor:
-    return channel_cosines(k, q)
+def _exp_of_temperature(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (temperature.exp() * _cosines(q, k)).softmax(dim=-1)
 
 
-def _between_tokens(q: Tensor, k: Tensor) -> Tensor:
-    return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT
+def _divided_by_temperature(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (_cosines(q, k) / temperature).softmax(dim=-1)
 
 
-def _mean_removed(q: Tensor, k: Tensor) -> Tensor:
-    return channel_cosines(q - q.mean(dim=1, keepdim=True), k - k.mean(dim=1, keepdim=True))
+def _lengths_over_channels(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (temperature * _cosines(q, k, dim=-1)).softmax(dim=-1)
 
 
-def _divided_by_tokens(q: Tensor, k: Tensor) -> Tensor:
-    return q.mT @ k / q.shape[1]
+def _down_the_columns(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (temperature * _cosines(q, k)).softmax(dim=-2)
 
 
-CHANNEL_COSINES = Exercise(
-    name="channel_cosines",
-    solution=channel_cosines,
-    cases=(_draw(0, (2, 6, 4), (2, 6, 4)), _draw(1, (3, 9, 5), (3, 9, 5))),
-    praise="One number for each pair of channels, between −1 and 1, however many tokens there are.",
+def _no_lengths(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (temperature * (q.mT @ k)).softmax(dim=-1)
+
+
+def _turned(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (temperature * _cosines(q, k)).softmax(dim=-1).mT
+
+
+def _without_output(self: XCAttention, tokens: Tensor) -> Tensor:
+    q, k, v = (self.split(part) for part in self.qkv(tokens).chunk(3, dim=-1))
+    weights = (self.temperature * _cosines(q, k)).softmax(dim=-1)
+    return rearrange(v @ weights.mT, "b h n k -> b n (h k)")
+
+
+def _no_temperature(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return _cosines(q, k).softmax(dim=-1)
+
+
+_EXPONENTIAL = _attends(_exp_of_temperature)
+_OVER_CHANNELS = _attends(_lengths_over_channels)
+_COLUMNS = _attends(_down_the_columns)
+_DOT_PRODUCTS = _attends(_no_lengths)
+
+XCA = Exercise(
+    name="XCAttention",
+    solution=XCAttention,
+    cases=(
+        ({"dim": 12, "heads": 3}, _draw(2, (2, 7, 12))),
+        ({"dim": 8, "heads": 2}, _draw(3, (3, 10, 8))),
+    ),
+    praise="The softmax runs over channels, and no matrix in it has an axis for tokens.",
+    calls=forward,
     mistakes={
-        "no lengths": Mistake(
-            _dot_products,
-            says=lambda answer: (
-                f"These are dot products; the largest is {answer.abs().max():.1f}, and a cosine is never "
-                "above 1. Divide each channel by its length first."
+        "exponential of the temperature": Mistake(
+            _but(XCAttention, "forward", _EXPONENTIAL),
+            says=(
+                "You multiplied by e to the temperature. XCiT's weights are made for the temperature itself."
             ),
+        ),
+        "divided by the temperature": Mistake(
+            _but(XCAttention, "forward", _attends(_divided_by_temperature)),
+            says=(
+                "You divided by the temperature, as the paper writes it. Its code and its weights multiply: "
+                "a larger number is a sharper softmax."
+            ),
+        ),
+        "no temperature": Mistake(
+            _but(XCAttention, "forward", _attends(_no_temperature)),
+            says="The temperature is missing: multiply the cosines by self.temperature before the softmax.",
         ),
         "lengths over channels": Mistake(
-            _lengths_over_channels,
+            _but(XCAttention, "forward", _OVER_CHANNELS),
             says=(
-                "You divided every token by its length. A channel is a column: its length is taken over "
-                "the tokens, which are axis 1 here."
+                "You divided every token by its length. A channel is a column: its length is taken over the "
+                "tokens, which are axis -2 of (b, h, n, k)."
             ),
         ),
-        "transposed": Mistake(
-            _transposed,
+        "softmax down the columns": Mistake(
+            _but(XCAttention, "forward", _COLUMNS),
+            says="Your columns sum to one, not your rows. The row is the query: softmax(dim=-1).",
+        ),
+        "no lengths": Mistake(
+            _but(XCAttention, "forward", _DOT_PRODUCTS),
+            says="The scores are dot products; divide each channel of q and of k by its length first.",
+        ),
+        "weights not transposed": Mistake(
+            _but(XCAttention, "forward", _attends(_turned)),
             says=(
-                "The matrix is transposed: rows belong to the channels of q, the queries, columns to those "
-                "of k."
+                "The weights are right, but v meets them the wrong way round: row i holds what channel i "
+                "takes, so the product is v @ weights.mT."
             ),
         ),
-        "between tokens": Mistake(
-            _between_tokens,
-            says=lambda answer: (
-                f"Your matrix is {answer.shape[-2]} × {answer.shape[-1]}, a row for each token: that is "
-                "lesson 02. Here the sum runs over the tokens, and a row belongs to a channel."
+        "no output layer": Mistake(
+            _but(XCAttention, "forward", _without_output),
+            says="The heads stand side by side, but the output layer is missing: self.merge does both.",
+        ),
+    },
+)
+
+
+# ------------------------------------------------------------------------------------- LocalPatchInteraction
+
+
+def _norm_before_gelu(self: LocalPatchInteraction, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    maps = rearrange(tokens, "b (r c) d -> b d r c", r=grid[0])
+    return rearrange(self.conv2(self.act(self.bn(self.conv1(maps)))), "b d r c -> b (r c) d")
+
+
+def _columns_first(self: LocalPatchInteraction, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    maps = rearrange(tokens, "b (c r) d -> b d r c", r=grid[0])
+    return rearrange(self.conv2(self.bn(self.act(self.conv1(maps)))), "b d r c -> b (c r) d")
+
+
+def _grid_turned(self: LocalPatchInteraction, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    return LocalPatchInteraction.forward(self, tokens, (grid[1], grid[0]))
+
+
+def _one_convolution(self: LocalPatchInteraction, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    maps = rearrange(tokens, "b (r c) d -> b d r c", r=grid[0])
+    return rearrange(self.bn(self.act(self.conv1(maps))), "b d r c -> b (r c) d")
+
+
+def _no_batch_norm(self: LocalPatchInteraction, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    maps = rearrange(tokens, "b (r c) d -> b d r c", r=grid[0])
+    return rearrange(self.conv2(self.act(self.conv1(maps))), "b d r c -> b (r c) d")
+
+
+def _residual_inside(self: LocalPatchInteraction, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    return tokens + LocalPatchInteraction.forward(self, tokens, grid)
+
+
+LOCAL = Exercise(
+    name="LocalPatchInteraction",
+    solution=LocalPatchInteraction,
+    cases=(
+        ({"dim": 6}, (*_draw(4, (2, 15, 6)), (3, 5))),
+        ({"dim": 4}, (*_draw(5, (3, 8, 4)), (4, 2))),
+    ),
+    praise="Each channel is convolved by itself, and a patch now sees 5 × 5 patches.",
+    calls=forward,
+    mistakes={
+        "BatchNorm before GELU": Mistake(
+            _but(LocalPatchInteraction, "forward", _norm_before_gelu),
+            says=(
+                "You normalise before the GELU, as the paper's text has it. The authors' code and every "
+                "published weight have GELU first, then BatchNorm."
             ),
         ),
-        "mean removed": Mistake(
-            _mean_removed,
-            says="You took each channel's mean away first; that is a correlation. XCA leaves the mean in.",
+        "columns first": Mistake(
+            _but(LocalPatchInteraction, "forward", _columns_first),
+            says="You filled the grid column by column; tokens stand in reading order, row by row.",
         ),
-        "divided by the number of tokens": Mistake(
-            _divided_by_tokens,
+        "grid turned": Mistake(
+            _but(LocalPatchInteraction, "forward", _grid_turned),
+            says="You took the grid as (columns, rows); it is (rows, columns).",
+        ),
+        "one convolution": Mistake(
+            _but(LocalPatchInteraction, "forward", _one_convolution),
+            says="The second convolution is missing.",
+        ),
+        "no BatchNorm": Mistake(
+            _but(LocalPatchInteraction, "forward", _no_batch_norm),
+            says="BatchNorm between GELU and the second convolution is missing.",
+        ),
+        "residual inside": Mistake(
+            _but(LocalPatchInteraction, "forward", _residual_inside),
+            says="You added the tokens; the residual connection belongs to the block, behind LayerScale.",
+        ),
+    },
+)
+
+
+# ------------------------------------------------------------------------------------------ FourierPositions
+
+
+def _waves_of(along: Callable[[int], Tensor]) -> Callable:
+    """The waves of FourierPositions, with another formula along a side."""
+
+    def waves(self: FourierPositions, grid: tuple[int, int]) -> Tensor:
+        rows, columns = along(grid[0]), along(grid[1])
+        return torch.cat([rows.repeat_interleave(grid[1], dim=0), columns.repeat(grid[0], 1)], dim=1)
+
+    return waves
+
+
+def _along(
+    length: int, first: int = 1, divisor: float = 16, over: int = 0, interleaved: bool = True
+) -> Tensor:
+    angles = 2 * torch.pi * torch.arange(first, first + length)[:, None] / (over or length)
+    angles = angles * 10000.0 ** -(torch.arange(16) / divisor)
+    parts = [angles.sin(), angles.cos()]
+    return torch.stack(parts, dim=-1).flatten(1) if interleaved else torch.cat(parts, dim=1)
+
+
+def _columns_before_rows(self: FourierPositions, grid: tuple[int, int]) -> Tensor:
+    waves = FourierPositions.waves(self, grid)
+    return torch.cat([waves[:, 32:], waves[:, :32]], dim=1)
+
+
+_OTHER_FREQUENCIES = _waves_of(lambda length: _along(length, divisor=15))
+
+POSITIONS = Exercise(
+    name="FourierPositions",
+    solution=FourierPositions,
+    cases=(({"dim": 8}, ((3, 4),)), ({"dim": 5}, ((5, 2),))),
+    praise="A place between the edges has the same waves on every grid.",
+    calls=forward,
+    mistakes={
+        "other frequencies": Mistake(
+            _but(FourierPositions, "waves", _OTHER_FREQUENCIES),
+            says="The frequencies are 10000^(-j / 16), j = 0 … 15; yours fall with j / 15.",
+        ),
+        "from 0": Mistake(
+            _but(FourierPositions, "waves", _waves_of(lambda length: _along(length, first=0))),
+            says="Row i stands at (i + 1) / r of a turn; yours begin at 0.",
+        ),
+        "not between the edges": Mistake(
+            _but(FourierPositions, "waves", _waves_of(lambda length: _along(length, over=1))),
+            says="Divide by the number of rows, so that the last row has gone once round whatever the grid.",
+        ),
+        "sines, then cosines": Mistake(
+            _but(FourierPositions, "waves", _waves_of(lambda length: _along(length, interleaved=False))),
+            says="Sine and cosine of one frequency stand side by side: sin, cos, sin, cos …",
+        ),
+        "columns before rows": Mistake(
+            _but(FourierPositions, "waves", _columns_before_rows),
+            says="The first 32 numbers are the row's, the last 32 the column's.",
+        ),
+    },
+)
+
+
+# ------------------------------------------------------------------------------------------------- XCiTBlock
+
+
+def _local_last(self: XCiTBlock, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    tokens = residual(tokens, self.norm1, self.attn, self.ls1, self.drop_path)
+    tokens = residual(tokens, self.norm2, self.mlp, self.ls2, self.drop_path)
+    return residual(tokens, self.norm3, lambda x: self.local_mp(x, grid), self.ls3, self.drop_path)
+
+
+def _norms_by_number(self: XCiTBlock, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    tokens = residual(tokens, self.norm1, self.attn, self.ls1, self.drop_path)
+    tokens = residual(tokens, self.norm2, lambda x: self.local_mp(x, grid), self.ls2, self.drop_path)
+    return residual(tokens, self.norm3, self.mlp, self.ls3, self.drop_path)
+
+
+def _no_local(self: XCiTBlock, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    tokens = residual(tokens, self.norm1, self.attn, self.ls1, self.drop_path)
+    return residual(tokens, self.norm2, self.mlp, self.ls2, self.drop_path)
+
+
+def _no_layer_scale(self: XCiTBlock, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    tokens = tokens + self.attn(self.norm1(tokens))
+    tokens = tokens + self.local_mp(self.norm3(tokens), grid)
+    return tokens + self.mlp(self.norm2(tokens))
+
+
+BLOCK = Exercise(
+    name="XCiTBlock",
+    solution=XCiTBlock,
+    cases=(
+        ({"dim": 8, "heads": 2, "mlp_dim": 12, "init": 1.0}, (*_draw(6, (2, 12, 8)), (3, 4))),
+        ({"dim": 6, "heads": 3, "mlp_dim": 8, "init": 0.1}, (*_draw(7, (2, 10, 6)), (5, 2))),
+    ),
+    praise="Channels, then neighbours, then each token by itself: three branches, each behind its own norm.",
+    calls=forward,
+    mistakes={
+        "local interaction last": Mistake(
+            _but(XCiTBlock, "forward", _local_last),
+            says="Local interaction stands between attention and feed-forward layer; yours comes last.",
+        ),
+        "norms by number": Mistake(
+            _but(XCiTBlock, "forward", _norms_by_number),
             says=(
-                "Dividing by the number of tokens makes a mean of the products, not a cosine. Divide by "
-                "the lengths of both channels."
+                "The order is right, but norm3 and ls3 belong to local interaction and norm2 and ls2 to the "
+                "feed-forward layer: the published names do not follow the order."
+            ),
+        ),
+        "no local interaction": Mistake(
+            _but(XCiTBlock, "forward", _no_local),
+            says="The branch of local interaction, norm3 and ls3, is missing.",
+        ),
+        "no LayerScale": Mistake(
+            _but(XCiTBlock, "forward", _no_layer_scale),
+            says="Each branch passes its LayerScale (ls1, ls3, ls2) before it is added.",
+        ),
+    },
+)
+
+
+# -------------------------------------------------------------------------------------------- XCiTClassBlock
+
+
+def _class_block_of_cait(self: XCiTClassBlock, tokens: Tensor) -> Tensor:
+    return ClassAttentionBlock.forward(self, tokens)
+
+
+def _class_block(raw: bool = False, doubled: bool = True, behind: bool = True) -> Callable:
+    def forward(self: XCiTClassBlock, tokens: Tensor) -> Tensor:
+        normed = self.norm1(tokens)
+        context = torch.cat([normed[:, :1], tokens[:, 1:]], dim=1) if raw else normed
+        before = tokens[:, :1] + self.ls1(self.attn(context))
+        class_token = self.norm2(before)
+        patches = tokens[:, 1:] + self.ls1(normed[:, 1:])
+        patches = self.norm2(patches) if self.tokens_norm else patches
+        class_token = (class_token if behind else before) + self.ls2(self.mlp(class_token))
+        return torch.cat([class_token, 2 * patches if doubled else patches], dim=1)
+
+    return forward
+
+
+_RAW_PATCHES = _class_block(raw=True)
+
+CLASS_BLOCK = Exercise(
+    name="XCiTClassBlock",
+    solution=XCiTClassBlock,
+    cases=(
+        ({"dim": 8, "heads": 2, "mlp_dim": 12, "init": 1.0}, _draw(8, (2, 7, 8))),
+        ({"dim": 6, "heads": 3, "mlp_dim": 8, "init": 1.0, "tokens_norm": False}, _draw(9, (3, 5, 6))),
+    ),
+    praise="As the authors compute it: the patches move too, and are doubled.",
+    calls=forward,
+    mistakes={
+        "CaiT's class block": Mistake(
+            _but(XCiTClassBlock, "forward", _class_block_of_cait),
+            says="This is CaiT's class block, in which the patches stand still. Here they move too.",
+        ),
+        "raw patches": Mistake(
+            _but(XCiTClassBlock, "forward", _RAW_PATCHES),
+            says="Class attention reads the normalised patches, norm1 of all tokens.",
+        ),
+        "not doubled": Mistake(
+            _but(XCiTClassBlock, "forward", _class_block(doubled=False)),
+            says="The class token is right. The patches are doubled at the end, as in the authors' code.",
+        ),
+        "residual before the norm": Mistake(
+            _but(XCiTClassBlock, "forward", _class_block(behind=False)),
+            says=(
+                "The residual of the feed-forward layer starts behind norm2 here: norm2(x) + "
+                "ls2(mlp(norm2(x)))."
             ),
         ),
     },
 )
+
+# Mistakes in a model that is otherwise right: the class, its method, and what stands in its place.
+WRONG: dict[str, tuple[type[nn.Module], str, Callable]] = {
+    "exponential of the temperature": (XCAttention, "forward", _EXPONENTIAL),
+    "lengths over channels": (XCAttention, "forward", _OVER_CHANNELS),
+    "softmax down the columns": (XCAttention, "forward", _COLUMNS),
+    "no lengths at all": (XCAttention, "forward", _DOT_PRODUCTS),
+    "BatchNorm before GELU": (LocalPatchInteraction, "forward", _norm_before_gelu),
+    "CaiT's class block": (XCiTClassBlock, "forward", _class_block_of_cait),
+    "class attention on raw patches": (XCiTClassBlock, "forward", _RAW_PATCHES),
+    "other frequencies": (FourierPositions, "waves", _OTHER_FREQUENCIES),
+}
 
 
 # ------------------------------------------------------------------------------------------------- masked_xca
@@ -135,7 +447,7 @@ def _divided_by_the_temperature(q: Tensor, k: Tensor, v: Tensor, temperature: Te
     return masked_xca(q, k, v, 1 / temperature, real)
 
 
-def _no_lengths(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, real: Tensor) -> Tensor:
+def _dot_products(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, real: Tensor) -> Tensor:
     mask = real[:, None, :, None]
     return (v * mask) @ (temperature * ((q * mask).mT @ (k * mask))).softmax(dim=-1).mT
 
@@ -196,7 +508,7 @@ MASKED_XCA = Exercise(
         "exp of the temperature": Mistake(
             _exp_of_the_temperature,
             says=(
-                "You multiplied by e to the temperature, as a well-known reimplementation does. XCiT's "
+                "You multiplied by e to the temperature, as some reimplementations do. XCiT's "
                 "weights are made for the temperature itself."
             ),
         ),
@@ -208,7 +520,7 @@ MASKED_XCA = Exercise(
             ),
         ),
         "no lengths": Mistake(
-            _no_lengths,
+            _dot_products,
             says=(
                 "The scores are dot products; divide each channel of q and k by its length over the tokens "
                 "first: F.normalize(…, dim=-2)."
@@ -232,26 +544,47 @@ MASKED_XCA = Exercise(
 # ------------------------------------------------------------------------------------------- streamed_weights
 
 
-def streamed_weights(q_chunks: Tensor, k_chunks: Tensor, temperature: float) -> Tensor:
-    """Queries and keys of one head (chunks, n, k), a temperature -> the weights (k, k) of all tokens."""
-    width = k_chunks.shape[-1]
-    products, q_squares, k_squares = torch.zeros(width, width), torch.zeros(width), torch.zeros(width)
-    for q, k in zip(q_chunks, k_chunks, strict=True):
+def streamed_weights(chunks: Iterable[tuple[Tensor, Tensor]], temperature: float) -> Tensor:
+    """Pairs of queries and keys (n, k) of one head, a temperature -> the weights (k, k) of all tokens."""
+    products = q_squares = k_squares = torch.zeros(())
+    for q, k in chunks:
         products = products + q.T @ k
         q_squares, k_squares = q_squares + (q**2).sum(dim=0), k_squares + (k**2).sum(dim=0)
     return (temperature * products / (q_squares[:, None] * k_squares[None]).sqrt()).softmax(dim=-1)
 
 
+class _Stream:
+    """Chunks that come once: an iterator, as of a file that is read. A copy begins anew."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self.pairs, self.rest = pairs, iter(pairs)
+
+    def __iter__(self) -> Iterator:
+        return self.rest
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        return next(self.rest)
+
+    def __deepcopy__(self, memo: dict) -> "_Stream":
+        return _Stream([(q.clone(), k.clone()) for q, k in self.pairs])
+
+
+def _whole(wrong: Callable) -> Callable:
+    """A wrong answer that is written for all chunks (chunks, n, k) at once."""
+
+    def answer(chunks: Iterable[tuple[Tensor, Tensor]], temperature: float) -> Tensor:
+        q, k = (torch.stack(part) for part in zip(*chunks, strict=True))
+        return wrong(q, k, temperature)
+
+    return answer
+
+
 def _of(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    return streamed_weights(q[None], k[None], temperature)
+    return streamed_weights([(q, k)], temperature)
 
 
 def _mean_of_weights(q_chunks: Tensor, k_chunks: Tensor, temperature: float) -> Tensor:
     return torch.stack([_of(q, k, temperature) for q, k in zip(q_chunks, k_chunks, strict=True)]).mean(dim=0)
-
-
-def _cosines(q: Tensor, k: Tensor) -> Tensor:
-    return F.normalize(q, dim=0).T @ F.normalize(k, dim=0)
 
 
 def _mean_of_cosines(q_chunks: Tensor, k_chunks: Tensor, temperature: float) -> Tensor:
@@ -290,13 +623,10 @@ def _no_lengths_streamed(q_chunks: Tensor, k_chunks: Tensor, temperature: float)
     return (temperature * _products(q_chunks, k_chunks)).softmax(dim=-1)
 
 
-def _chunks(seed: int, chunks: int, n: int, k: int, temperature: float) -> tuple[Tensor, Tensor, float]:
+def _chunks(seed: int, chunks: int, n: int, k: int, temperature: float) -> tuple[_Stream, float]:
     q, noise, size = _draw(seed, (chunks, n, k), (chunks, n, k), (chunks, 1, 1))
-    return (
-        q * size,
-        (noise + q.roll(1, dims=2)) * (1 + size**2),
-        temperature,
-    )  # chunks of different brightness
+    keys = (noise + q.roll(1, dims=2)) * (1 + size**2)  # chunks of different brightness
+    return _Stream(list(zip(q * size, keys, strict=True))), temperature
 
 
 STREAMED_WEIGHTS = Exercise(
@@ -309,53 +639,53 @@ STREAMED_WEIGHTS = Exercise(
     ),
     mistakes={
         "mean of weights": Mistake(
-            _mean_of_weights,
+            _whole(_mean_of_weights),
             says=(
                 "You made weights of each chunk and took their mean. A softmax of sums is not a mean of "
                 "softmaxes: add up first, one softmax at the end."
             ),
         ),
         "mean of cosines": Mistake(
-            _mean_of_cosines,
+            _whole(_mean_of_cosines),
             says=(
                 "You took the mean of the chunks' cosines. Each was divided by the length within its "
                 "chunk; the length that counts is that over all tokens."
             ),
         ),
         "sum of cosines": Mistake(
-            _sum_of_cosines,
+            _whole(_sum_of_cosines),
             says=(
                 "You added the chunks' cosines, so the scores grow with the number of chunks. Add dot "
                 "products and squares, and divide once."
             ),
         ),
         "last chunk only": Mistake(
-            _last_chunk,
+            _whole(_last_chunk),
             says=(
                 "These are the weights of the last chunk alone: the sums start anew with each chunk, "
                 "instead of going on."
             ),
         ),
         "lengths added": Mistake(
-            _sum_of_lengths,
+            _whole(_sum_of_lengths),
             says=(
                 "The dot products are right. Lengths do not add up, their squares do: keep the sums of "
                 "squares and take the root at the end."
             ),
         ),
         "no lengths": Mistake(
-            _no_lengths_streamed,
+            _whole(_no_lengths_streamed),
             says=(
                 "The sums of products are right, but nothing was divided by the lengths: keep the sums of "
                 "squares as well."
             ),
         ),
         "squares not rooted": Mistake(
-            _squared_lengths,
+            _whole(_squared_lengths),
             says="You divided by the squares of the lengths; the root is missing.",
         ),
     },
 )
 
 
-EXERCISES = [CHANNEL_COSINES, MASKED_XCA, STREAMED_WEIGHTS]
+EXERCISES = [XCA, LOCAL, POSITIONS, BLOCK, CLASS_BLOCK, MASKED_XCA, STREAMED_WEIGHTS]

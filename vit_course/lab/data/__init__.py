@@ -5,7 +5,7 @@
 | `digits()` | real handwriting, 1 × 8 × 8, ten classes | nothing |
 | `photo(name)`, `photos()` | real photographs, whole and in crops; `PHOTO_CREDITS` says whose | nothing |
 | `shapes(level)` | generated scenes with label, exact mask and box, at three levels | nothing |
-| `reach()` | coloured cells: name the colour far from the mark; `reach_dense` gives the same on maps | nothing |
+| `reach()`, `reach_dense()` | coloured cells: name the colour far from the mark | nothing |
 | `image_folder(path)` | a learner's own pictures, one sub-folder per class | the pictures |
 | `cifar10()`, `published(name)` | sets that torchvision can fetch | a network, once |
 """

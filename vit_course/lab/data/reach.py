@@ -8,12 +8,12 @@ mark; the label is the colour of the cell opposite, mirrored through the centre 
     . . . .
     . . B .        with A = (0, 1) marked, B = (3, 2)
 
-Every picture holds each colour equally often and the colour at B does not depend on that at A, so that neither
-the colours of a picture nor what stands at the mark tells anything: who sees single places only, and forgets
-where they were, stays at chance.
+Every picture holds each colour equally often and the colour at B does not depend on that at A, so that
+neither the colours of a picture nor what stands at the mark tells anything: a model that sees single places,
+and forgets where they were, stays at chance.
 
-`reach_dense` is the same question for a map of features: say at cell A which colour stands at cell B. All other
-cells are empty, so B is found by what it holds and not by where it lies.
+`reach_dense` is the like question for a map of features: say at cell A which colour stands at cell B. All
+other cells are empty, so B is found by what it holds and not by where it lies.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def reach(
         seed: another number gives other pictures.
 
     Returns:
-        An ImageSet of (b, 3, cells · cell_size, cells · cell_size) images. Its masks and boxes are those of the
-        cell that is asked for. Same arguments give the same pictures bit for bit on one machine, and a smaller
-        ``count`` gives the first pictures of a larger one.
+        An ImageSet of (b, 3, cells · cell_size, cells · cell_size) images. Its masks and boxes are those of
+        the cell opposite the mark. Same arguments give the same pictures bit for bit on one machine, and a
+        smaller ``count`` gives the first pictures of a larger one.
 
     Raises:
         TypeError, ValueError: for an argument that is not among those named above.
@@ -152,12 +152,12 @@ def reach_dense(
         cells: rows and columns s, an even number from 4 to 32.
         colours: how many there are, at least 2.
         distance: the least number of rows or of columns, whichever is larger, from A to B.
-        generator: where the randomness comes from; None takes PyTorch's own, which ``torch.manual_seed`` sets.
+        generator: where the randomness comes from; None takes PyTorch's own.
 
     Returns:
-        Maps (b, colours + 1, s, s) of zeros, with a one in channel k at B, where k is its colour, and a one in
-        the last channel at A; the colours k (b,); and the places of A (b,), counted in reading order. A model
-        answers at its token or cell number `place`.
+        Maps (b, colours + 1, s, s) of zeros, with a one in channel k at B, where k is its colour, and a one
+        in the last channel at A; the colours k (b,); and the places of A (b,), counted in reading order. A
+        model answers at its token or cell of that number.
 
     Raises:
         TypeError, ValueError: for sizes that do not fit.

@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import start
+from . import attention, distillation, start, training, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -25,8 +25,10 @@ __all__ = [
     "DASHES",
     "WIDTH",
     "as_html",
+    "attention",
     "attention_maps",
     "curves",
+    "distillation",
     "draw_image",
     "gallery",
     "heatmap",
@@ -34,4 +36,7 @@ __all__ = [
     "patch_lines",
     "show",
     "start",
+    "training",
+    "vit",
+    "xcit",
 ]

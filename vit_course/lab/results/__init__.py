@@ -10,10 +10,14 @@ A table is a JSON file beside this module, so it is found wherever the package i
 from __future__ import annotations
 
 import json
+import math
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
+from scipy.stats import t as student_t
 
 FOLDER = Path(__file__).parent
 
@@ -43,6 +47,26 @@ def load(name: str) -> dict:
         raise ValueError(f"table {name!r} holds {number}, which is no measurement")
 
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % t interval of a mean over seeds: mean ± t s / √n.
+
+    Args:
+        values: one for each seed, or one difference for each pair of runs from the same seed; at least two.
+
+    Returns:
+        Its lower and upper end.
+
+    Raises:
+        ValueError: for fewer than two values, which say nothing about their spread.
+
+    Source: "Student" 1908, The probable error of a mean.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least two values, got {len(values)}")
+    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half
 
 
 def describe_machine() -> dict[str, str]:
