@@ -171,8 +171,8 @@ EXERCISES = [
         mistakes={
             "rows, the class token's too": Mistake(
                 lambda weights: int(weights.mean(dim=0)[:, 1:].mean(dim=1).argmax()),
-                "Two things: you averaged each row, which is what a token takes, and the row of the class token "
-                "is among them.",
+                "Two things: you averaged each row, which is what a token takes, and the row of the class "
+                "token is among them.",
             ),
             "rows": Mistake(
                 lambda weights: int(weights.mean(dim=0)[1:, 1:].mean(dim=1).argmax()),
