@@ -47,12 +47,12 @@ def _received_case(n: int, most: int, by_class_token: int, giver: int) -> tuple[
     """Weights of two heads: patches take most from one, the class token from another, one patch from all."""
     weights = torch.rand(2, n, n, generator=GENERATOR)
     weights[:, 1:, 1 + most] += 1.5
-    weights[:, 1:, 0] += 0.3
-    weights[:, 1 + giver, 0] = 0.02
+    weights[:, 1:, 0] += 4.0
     weights[:, 0, 1 + by_class_token] += 60.0
-    weights[:, 0, 0] = 0.0
     weights[0, 1:, n - 1] += 2.0
-    return (weights / weights.sum(dim=-1, keepdim=True),)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    weights[:, 1 + giver, 1:] += 0.05 / n
+    return (weights,)
 
 
 EXERCISES = [
@@ -166,6 +166,7 @@ EXERCISES = [
             _received_case(13, most=7, by_class_token=2, giver=4),
             _received_case(10, most=0, by_class_token=5, giver=8),
             _received_case(17, most=11, by_class_token=15, giver=3),
+            (torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(1)),),
         ),
         praise="A column says who is attended to; a row, who attends.",
         mistakes={
@@ -186,7 +187,7 @@ EXERCISES = [
             "class token receives": Mistake(
                 lambda weights: int(weights.mean(dim=0)[1:].mean(dim=0).argmax()),
                 "The column of the class token is still among the answers, so the numbers are one too high, "
-                "and 0 would be the class token itself.",
+                "or 0 for the class token itself.",
             ),
             "one head": Mistake(
                 lambda weights: int(weights[0, 1:, 1:].mean(dim=0).argmax()),

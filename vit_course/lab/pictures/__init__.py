@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import attention, distillation, start, training, vit, xcit
+from . import attention, cait, distillation, start, training, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -27,6 +27,7 @@ __all__ = [
     "as_html",
     "attention",
     "attention_maps",
+    "cait",
     "curves",
     "distillation",
     "draw_image",
