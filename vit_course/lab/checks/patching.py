@@ -193,7 +193,7 @@ class _ColumnByColumn(PatchEmbedding):
 
 class _KernelFlattened(PatchEmbedding):
     def forward(self, images: Tensor) -> Tensor:
-        return patchify(images, self.patch_size) @ self.proj.weight.flatten(1).T + self.proj.bias
+        return F.linear(patchify(images, self.patch_size), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class _WithoutBias(PatchEmbedding):
