@@ -27,10 +27,10 @@ __all__ = [
     "unpatchify",
     "start_linear",
     "PatchEmbedding",
-    "halvings",
-    "ConvStem",
     "sincos_positions",
     "resize_positions",
+    "halvings",
+    "ConvStem",
 ]
 
 
@@ -198,10 +198,11 @@ def unpatchify(
 
 
 def start_linear(layer: nn.Linear | nn.Conv2d, parts: int = 1) -> None:
-    """Start a linear layer as the original ViT does: matrices Xavier-uniform, biases zero.
+    """Start a linear layer as the original ViT starts those of its blocks: Xavier-uniform, biases zero.
 
     Args:
-        layer: changed in place; a convolution counts as the matrix that it multiplies patches with.
+        layer: changed in place; a convolution counts as the matrix that it multiplies patches with, as in MAE
+            (the patch embedding of the original ViT starts LeCun-normal).
         parts: how many matrices lie on top of each other in its weight; each starts for itself.
 
     Built in lesson 01.
@@ -244,68 +245,6 @@ class PatchEmbedding(nn.Module):
         require_images(images, self.proj.in_channels)
         patch_grid(images.shape[-2:], self.patch_size)
         return rearrange(self.proj(images), "b d rows columns -> b (rows columns) d")
-
-
-def halvings(patch_size: int) -> int:
-    """How many convolutions of stride 2 make one cell of each patch: log2 of its side.
-
-    Args:
-        patch_size: side of a patch in pixels, a power of two from 2 on.
-
-    Raises:
-        TypeError, ValueError: for another side.
-
-    Built in lesson 01.
-    """
-    require_at_least(1, patch_size=patch_size)
-    steps = patch_size.bit_length() - 1
-    if steps < 1 or patch_size != 2**steps:
-        raise ValueError(f"patch_size of a stem must be a power of two from 2 on, got {patch_size}")
-    return steps
-
-
-class ConvStem(nn.Module):
-    """A few small convolutions in the place of one big one.
-
-    Each 3 × 3 convolution of stride 2 halves the picture; a last 1 × 1 convolution sets the width. The paper
-    uses BatchNorm and ReLU; here GroupNorm, which is the same in training and evaluation, and GELU.
-
-    Args:
-        patch_size: the overall stride in pixels, a power of two from 2 on.
-        dim: width d of a token, divisible by 8.
-        channels: c.
-
-    Shape: images (b, c, h, w) of any size that the stride divides -> tokens (b, n, d), n = (h / patch_size) ·
-    (w / patch_size).
-
-    Raises:
-        TypeError, ValueError: for sizes and images that do not fit.
-
-    Source: Xiao et al. 2021, "Early convolutions help transformers see better".
-
-    Built in lesson 01.
-    """
-
-    def __init__(self, *, patch_size: int, dim: int, channels: int = 3) -> None:
-        super().__init__()
-        require_at_least(1, dim=dim, channels=channels)
-        if dim % 8:
-            raise ValueError(f"dim of a ConvStem must be divisible by 8, got {dim}")
-        widths = [channels] + [dim // 2] * (halvings(patch_size) - 1) + [dim]
-        layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
-            layers += [
-                nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(4, width_out),
-                nn.GELU(),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
-        self.patch_size, self.channels = pair(patch_size), channels
-
-    def forward(self, images: Tensor) -> Tensor:
-        require_images(images, self.channels)
-        patch_grid(images.shape[-2:], self.patch_size)
-        return rearrange(self.layers(images), "b d rows columns -> b (rows columns) d")
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000.0) -> Tensor:
@@ -381,3 +320,65 @@ def resize_positions(
     picture = picture.to(torch.promote_types(picture.dtype, torch.float32))
     picture = F.interpolate(picture, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([prefix, rearrange(picture, "1 d rows columns -> (rows columns) d").to(prefix.dtype)])
+
+
+def halvings(patch_size: int) -> int:
+    """How many convolutions of stride 2 make one cell of each patch: log2 of its side.
+
+    Args:
+        patch_size: side of a patch in pixels, a power of two from 2 on.
+
+    Raises:
+        TypeError, ValueError: for another side.
+
+    Built in lesson 01.
+    """
+    require_at_least(1, patch_size=patch_size)
+    steps = patch_size.bit_length() - 1
+    if steps < 1 or patch_size != 2**steps:
+        raise ValueError(f"patch_size of a stem must be a power of two from 2 on, got {patch_size}")
+    return steps
+
+
+class ConvStem(nn.Module):
+    """A few small convolutions in the place of one big one.
+
+    Each 3 × 3 convolution of stride 2 halves the picture; a last 1 × 1 convolution sets the width. The paper
+    uses BatchNorm and ReLU; here GroupNorm, which is the same in training and evaluation, and GELU.
+
+    Args:
+        patch_size: the overall stride in pixels, a power of two from 2 on.
+        dim: width d of a token, divisible by 8.
+        channels: c.
+
+    Shape: images (b, c, h, w) of any size that the stride divides -> tokens (b, n, d), n = (h / patch_size) ·
+    (w / patch_size).
+
+    Raises:
+        TypeError, ValueError: for sizes and images that do not fit.
+
+    Source: Xiao et al. 2021, "Early convolutions help transformers see better".
+
+    Built in lesson 01.
+    """
+
+    def __init__(self, *, patch_size: int, dim: int, channels: int = 3) -> None:
+        super().__init__()
+        require_at_least(1, dim=dim, channels=channels)
+        if dim % 8:
+            raise ValueError(f"dim of a ConvStem must be divisible by 8, got {dim}")
+        widths = [channels] + [dim // 2] * (halvings(patch_size) - 1) + [dim]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [
+                nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(4, width_out),
+                nn.GELU(),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
+        self.patch_size, self.channels = pair(patch_size), channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        require_images(images, self.channels)
+        patch_grid(images.shape[-2:], self.patch_size)
+        return rearrange(self.layers(images), "b d rows columns -> b (rows columns) d")

@@ -126,7 +126,10 @@ XCA = Exercise(
         ),
         "softmax down the columns": Mistake(
             _but(XCAttention, "forward", _COLUMNS),
-            says="Your columns sum to one, not your rows. The row is the query: softmax(dim=-1).",
+            says=(
+                "Your softmax runs over the channels of the queries; it must run over those of the keys. In "
+                "q.mT @ k a row is a query, so that is softmax(dim=-1)."
+            ),
         ),
         "no lengths": Mistake(
             _but(XCAttention, "forward", _DOT_PRODUCTS),
@@ -528,7 +531,10 @@ MASKED_XCA = Exercise(
         ),
         "softmax down the columns": Mistake(
             _softmax_down_the_columns,
-            says="Your columns sum to one, not your rows. The row is the query: softmax(dim=-1).",
+            says=(
+                "Your softmax runs over the channels of the queries; it must run over those of the keys. In "
+                "q.mT @ k a row is a query, so that is softmax(dim=-1)."
+            ),
         ),
         "weights not transposed": Mistake(
             _weights_not_transposed,
