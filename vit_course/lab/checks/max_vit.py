@@ -26,7 +26,7 @@ def _draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-# ---------------------------------------------------------------------------------------------- window_members
+# --------------------------------------------------------------------------------------------- window_members
 
 
 def _sorted_by(pattern: Callable[[str], str], counts: str = "r c") -> Callable:
@@ -51,25 +51,31 @@ WINDOW_MEMBERS = Exercise(
         "block and grid exchanged": Mistake(
             _sorted_by(lambda axis: f"{CELLS[OTHER[axis]]} -> (y x) (r c)"),
             says=(
-                "Block and grid are exchanged. In a block r, which counts inside the window, takes steps of one "
+                "Block and grid are exchanged. In a block r, which counts inside the window, takes steps "
+                "of one "
                 "row: row = y · w + r, in einops (y r). In a grid it takes the large steps: (r y)."
             ),
         ),
         "always blocks": Mistake(
             _sorted_by(lambda axis: f"{CELLS['block']} -> (y x) (r c)"),
             says=(
-                "These are blocks, whatever axis says: the cells of each window are neighbours. The cells of a "
+                "These are blocks, whatever axis says: the cells of each window are neighbours. The cells "
+                "of a "
                 "grid window lie as far apart as there are windows: (r y) where a block has (y r)."
             ),
         ),
         "always grids": Mistake(
             _sorted_by(lambda axis: f"{CELLS['grid']} -> (y x) (r c)"),
-            says="These are grid windows, whatever axis says. A block holds neighbours: (y r) where a grid has (r y).",
+            says=(
+                "These are grid windows, whatever axis says. A block holds neighbours: (y r) where a grid "
+                "has (r y)."
+            ),
         ),
         "so many windows": Mistake(
             _sorted_by(lambda axis: f"{CELLS[axis]} -> (y x) (r c)", counts="y x"),
             says=lambda answer: (
-                f"You made windows of {answer.shape[-1]} cells: window_size was taken as the number of windows "
+                f"You made windows of {answer.shape[-1]} cells: window_size was taken as the number of "
+                f"windows "
                 "down and across. It is the side of one window, the length of r and of c."
             ),
         ),
@@ -83,13 +89,16 @@ WINDOW_MEMBERS = Exercise(
         ),
         "a grid in rows only": Mistake(
             _sorted_by(lambda axis: f"{'(r y) (x c)' if axis == 'grid' else CELLS['block']} -> (y x) (r c)"),
-            says="Your grid is spread over the rows only; across, its cells are neighbours. Write (c x) as well.",
+            says=(
+                "Your grid is spread over the rows only; across, its cells are neighbours. Write (c x) as "
+                "well."
+            ),
         ),
     },
 )
 
 
-# ------------------------------------------------------------------------------------- relative_position_index
+# ------------------------------------------------------------------------------------ relative_position_index
 
 
 def _rows(row: Callable[[Tensor, Tensor, int], Tensor]) -> Callable:
@@ -112,41 +121,49 @@ RELATIVE_POSITION_INDEX = Exercise(
         "key minus query": Mistake(
             _rows(lambda down, across, w: (w - 1 - down) * (2 * w - 1) + w - 1 - across),
             says=(
-                "Your matrix is transposed: the offset was taken as key minus query. A key one to the left of its "
+                "Your matrix is transposed: the offset was taken as key minus query. A key one to the left "
+                "of its "
                 "query has offset +1: places[:, None] - places, with the queries along the first axis."
             ),
         ),
         "across first": Mistake(
             _rows(lambda down, across, w: (across + w - 1) * (2 * w - 1) + down + w - 1),
             says=(
-                "Down and across changed places: the offset down counts in steps of 2w - 1, the offset across in "
+                "Down and across changed places: the offset down counts in steps of 2w - 1, the offset "
+                "across in "
                 "steps of 1."
             ),
         ),
         "rows as long as a window": Mistake(
             _rows(lambda down, across, w: (down + w - 1) * w + across + w - 1),
             says=lambda answer: (
-                f"For windows of 2 your index has {answer.unique().numel()} different numbers where there are 9 "
-                "offsets: some collide. Offsets across run from 1 - w to w - 1, so the first digit counts in steps "
+                f"For windows of 2 your index has {answer.unique().numel()} different numbers where there "
+                f"are 9 "
+                "offsets: some collide. Offsets across run from 1 - w to w - 1, so the first digit counts "
+                "in steps "
                 "of 2w - 1, not w."
             ),
         ),
         "not shifted": Mistake(
             _rows(lambda down, across, w: down * (2 * w - 1) + across),
             says=(
-                "The offset (0, 0) took row 0 of the table, and some rows are negative. Add w - 1 to both offsets, "
+                "The offset (0, 0) took row 0 of the table, and some rows are negative. Add w - 1 to both "
+                "offsets, "
                 "so that they start at 0."
             ),
         ),
         "no sign": Mistake(
             _rows(lambda down, across, w: (down.abs() + w - 1) * (2 * w - 1) + across.abs() + w - 1),
-            says="You took the size of the offsets: left and right of a query get the same number. Keep the sign.",
+            says=(
+                "You took the size of the offsets: left and right of a query get the same number. Keep the "
+                "sign."
+            ),
         ),
     },
 )
 
 
-# --------------------------------------------------------------------------------------------- WindowAttention
+# -------------------------------------------------------------------------------------------- WindowAttention
 
 
 def _attend(
@@ -242,23 +259,31 @@ WINDOW_ATTENTION = Exercise(
     mistakes={
         "block and grid exchanged": Mistake(
             _Exchanged,
-            says="Block and grid are exchanged: cells of a block are neighbours, (y r) (x c); a grid is (r y) (c x).",
+            says=(
+                "Block and grid are exchanged: cells of a block are neighbours, (y r) (x c); a grid is (r "
+                "y) (c x)."
+            ),
         ),
         "always blocks": Mistake(
             _AlwaysBlocks,
-            says="This is block attention, whatever self.axis says. For 'grid' the pattern of the cells is (r y) (c x).",
+            says=(
+                "This is block attention, whatever self.axis says. For 'grid' the pattern of the cells is "
+                "(r y) (c x)."
+            ),
         ),
         "put back as blocks": Mistake(
             _PutBackAsBlocks,
             says=(
-                "Windows were cut by the grid and put back as blocks: every shape fits and the map is scrambled. "
+                "Windows were cut by the grid and put back as blocks: every shape fits and the map is "
+                "scrambled. "
                 "Use one pattern on both ways."
             ),
         ),
         "no bias": Mistake(
             _NoBias,
             says=(
-                "The bias is missing. Look it up in the table, relative_position_bias_table[index], heads first, "
+                "The bias is missing. Look it up in the table, relative_position_bias_table[index], heads "
+                "first, "
                 "and add it to the scores before the softmax."
             ),
         ),
@@ -268,13 +293,16 @@ WINDOW_ATTENTION = Exercise(
         ),
         "bias scaled": Mistake(
             _BiasScaled,
-            says="The bias was divided by √k together with the scores. Equation 1 divides the products alone.",
+            says=(
+                "The bias was divided by √k together with the scores. Equation 1 divides the products alone."
+            ),
         ),
         "no scale": Mistake(_NoScale, says="The scores are not divided by √k, k = dim_head."),
         "scale of the whole width": Mistake(
             _ScaleOfTheWidth,
             says=(
-                "The scores are divided by √D, the width of all heads together, as torchvision does; the paper, and "
+                "The scores are divided by √D, the width of all heads together, as torchvision does; the "
+                "paper, and "
                 "this step, divide by √k, the width of one head."
             ),
         ),
@@ -286,13 +314,15 @@ WINDOW_ATTENTION = Exercise(
             _HeadsInterleaved,
             says="The channels are split as (k h). A head has neighbouring channels: (h k).",
         ),
-        "no projection": Mistake(_NoProjection, says="The output layer proj, which mixes the heads, is missing."),
+        "no projection": Mistake(
+            _NoProjection, says="The output layer proj, which mixes the heads, is missing."
+        ),
     },
     calls=forward,
 )
 
 
-# -------------------------------------------------------------------------------------- WindowTransformerBlock
+# ------------------------------------------------------------------------------------- WindowTransformerBlock
 
 
 def _on_cells(layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -345,25 +375,33 @@ WINDOW_TRANSFORMER_BLOCK = Exercise(
     ),
     praise="The block of lesson 03, on a map.",
     mistakes={
-        "no residual connection": Mistake(_NoSkip, says="Both residual connections are missing: x + branch(norm(x))."),
+        "no residual connection": Mistake(
+            _NoSkip, says="Both residual connections are missing: x + branch(norm(x))."
+        ),
         "none around attention": Mistake(
-            _NoSkipAroundAttention, says="The residual connection around attention is missing: x + attn(norm1(x))."
+            _NoSkipAroundAttention,
+            says="The residual connection around attention is missing: x + attn(norm1(x)).",
         ),
         "norm afterwards": Mistake(
-            _NormAfterwards, says="The norms stand behind the sums (post-norm). Here they stand first in each branch."
+            _NormAfterwards,
+            says="The norms stand behind the sums (post-norm). Here they stand first in each branch.",
         ),
         "no norm": Mistake(_NoNorm, says="Neither norm is used: x + attn(norm1(x)), then x + mlp(norm2(x))."),
-        "first norm twice": Mistake(_FirstNormTwice, says="norm1 stands in both branches; the second has norm2."),
+        "first norm twice": Mistake(
+            _FirstNormTwice, says="norm1 stands in both branches; the second has norm2."
+        ),
         "side by side": Mistake(
             _Parallel,
-            says="The feed-forward layer got what came into the block. It works on what attention has changed.",
+            says=(
+                "The feed-forward layer got what came into the block. It works on what attention has changed."
+            ),
         ),
     },
     calls=forward,
 )
 
 
-# ------------------------------------------------------------------------------------------- SqueezeExcitation
+# ------------------------------------------------------------------------------------------ SqueezeExcitation
 
 
 class _EveryPlace(SqueezeExcitation):
@@ -429,15 +467,18 @@ SQUEEZE_EXCITATION = Exercise(
         "a gate at every place": Mistake(
             _EveryPlace,
             says=(
-                "Every cell got a gate of its own: nothing was squeezed. Take the mean over rows and columns first, "
-                "features.mean(dim=(2, 3), keepdim=True), so that the gate knows the whole picture and is the same "
+                "Every cell got a gate of its own: nothing was squeezed. Take the mean over rows and "
+                "columns first, "
+                "features.mean(dim=(2, 3), keepdim=True), so that the gate knows the whole picture and is "
+                "the same "
                 "at every place."
             ),
         ),
         "softmax": Mistake(
             _Softmax,
             says=(
-                "The gates of a picture sum to one: that is a softmax, in which channels compete. Here each channel "
+                "The gates of a picture sum to one: that is a softmax, in which channels compete. Here "
+                "each channel "
                 "is let through or not for itself: sigmoid."
             ),
         ),
@@ -448,14 +489,19 @@ SQUEEZE_EXCITATION = Exercise(
                 "x · sigmoid(x): F.silu."
             ),
         ),
-        "added": Mistake(_Added, says="The gate was added to the features. A gate multiplies: features * gate."),
+        "added": Mistake(
+            _Added, says="The gate was added to the features. A gate multiplies: features * gate."
+        ),
         "sum": Mistake(
             _Sum,
             says=(
-                "You summed over the map where a mean is wanted: the gate would depend on the size of the picture."
+                "You summed over the map where a mean is wanted: the gate would depend on the size of the "
+                "picture."
             ),
         ),
-        "largest": Mistake(_Largest, says="You took the largest value of each channel. Squeezing is the mean."),
+        "largest": Mistake(
+            _Largest, says="You took the largest value of each channel. Squeezing is the mean."
+        ),
         "the whole batch": Mistake(
             _WholeBatch,
             says=(
@@ -465,17 +511,21 @@ SQUEEZE_EXCITATION = Exercise(
         ),
         "no sigmoid": Mistake(
             _NoSigmoid,
-            says="Your gates are any numbers, also negative ones. The sigmoid behind fc2 puts them between 0 and 1.",
+            says=(
+                "Your gates are any numbers, also negative ones. The sigmoid behind fc2 puts them between "
+                "0 and 1."
+            ),
         ),
         "the gate alone": Mistake(
-            _GateAlone, says="You returned the gates themselves. Multiply the features with them: features * gate."
+            _GateAlone,
+            says="You returned the gates themselves. Multiply the features with them: features * gate.",
         ),
     },
     calls=forward,
 )
 
 
-# ------------------------------------------------------------------------------------------------ forward_head
+# ----------------------------------------------------------------------------------------------- forward_head
 
 
 def forward_head(features: Tensor, norm: nn.Module, head: nn.Module) -> Tensor:
@@ -523,20 +573,24 @@ with torch.random.fork_rng(devices=[]):
             "norm before pooling": Mistake(
                 _norm_first,
                 says=(
-                    "You normalised every cell and then took the mean, as a ViT does. Here the mean comes first; the "
+                    "You normalised every cell and then took the mean, as a ViT does. Here the mean comes "
+                    "first; the "
                     "norm works on one row for each picture."
                 ),
             ),
             "no norm": Mistake(_no_norm, says="The norm between pooling and head is missing."),
-            "no head": Mistake(_no_head, says="These are the pooled features; the head makes logits of them."),
+            "no head": Mistake(
+                _no_head, says="These are the pooled features; the head makes logits of them."
+            ),
             "the largest": Mistake(
-                _largest_of_the_map, says="You took the largest value of each channel; pooling is the mean here."
+                _largest_of_the_map,
+                says="You took the largest value of each channel; pooling is the mean here.",
             ),
         },
     )
 
 
-# ---------------------------------------------------------------------------------------------- smallest_window
+# -------------------------------------------------------------------------------------------- smallest_window
 
 
 def smallest_window(side: int) -> int:
@@ -548,7 +602,9 @@ SMALLEST_WINDOW = Exercise(
     name="smallest_window",
     solution=smallest_window,
     cases=((56,), (49,), (14,), (12,), (13,)),
-    praise="A window must fill the map, and there must be no more windows in a row than cells in a window's row.",
+    praise=(
+        "A window must fill the map, and there must be no more windows in a row than cells in a window's row."
+    ),
     mistakes={
         "does not fill": Mistake(
             lambda side: next(w for w in range(1, side + 1) if w * w >= side),
@@ -570,7 +626,7 @@ SMALLEST_WINDOW = Exercise(
 )
 
 
-# ---------------------------------------------------------------------------------------------- shifted_members
+# -------------------------------------------------------------------------------------------- shifted_members
 
 
 def _shifted(down: int, across: int, pattern: str = CELLS["block"]) -> Callable:
@@ -591,25 +647,31 @@ SHIFTED_MEMBERS = Exercise(
     cases=((4, 8, 4), (8, 8, 4), (4, 6, 2)),
     praise="Swin's second kind of window: it crosses the walls of the first, half a window at a time.",
     mistakes={
-        "not shifted": Mistake(_shifted(0, 0), says="These are plain blocks. Move them half a window down and right."),
+        "not shifted": Mistake(
+            _shifted(0, 0), says="These are plain blocks. Move them half a window down and right."
+        ),
         "the other way": Mistake(
             _shifted(1, 1),
             says=(
-                "Shifted up and left: your first window begins in the last rows. roll with *negative* numbers brings "
+                "Shifted up and left: your first window begins in the last rows. roll with *negative* "
+                "numbers brings "
                 "cell (w // 2, w // 2) to the corner."
             ),
         ),
         "down only": Mistake(_shifted(-1, 0), says="Shifted down only; shift across as well."),
         "across only": Mistake(_shifted(0, -1), says="Shifted across only; shift down as well."),
         "a whole window": Mistake(
-            _shifted(-2, -2), says="Shifted by a whole window: the same blocks in another order. Half a window: w // 2."
+            _shifted(-2, -2),
+            says="Shifted by a whole window: the same blocks in another order. Half a window: w // 2.",
         ),
-        "grid": Mistake(_shifted(-1, -1, CELLS["grid"]), says="Shifted, but cut by the grid. Swin cuts blocks."),
+        "grid": Mistake(
+            _shifted(-1, -1, CELLS["grid"]), says="Shifted, but cut by the grid. Swin cuts blocks."
+        ),
     },
 )
 
 
-# ------------------------------------------------------------------------------------------------ merge_windows
+# ---------------------------------------------------------------------------------------------- merge_windows
 
 
 def _merged(pattern: Callable[[str], str]) -> Callable:
@@ -631,7 +693,8 @@ MERGE_WINDOWS = Exercise(
         "pictures last": Mistake(
             _merged(lambda axis: f"(y x b) (r c) d -> b d {CELLS[axis]}"),
             says=(
-                "Still wrong where a batch has two pictures. Windows stand image by image, so the batch is the slowest "
+                "Still wrong where a batch has two pictures. Windows stand image by image, so the batch is "
+                "the slowest "
                 "letter of the first axis: (b y x)."
             ),
         ),

@@ -1,9 +1,8 @@
-"""Figures of lesson 07: windows, what they reach, attention inside them, and what the parts of MaxViT are worth."""
+"""Figures of lesson 07: windows, what they reach, attention inside them, what the parts of MaxViT give."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from einops import rearrange
 from matplotlib import pyplot
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -119,11 +118,16 @@ def bias_table(table: Tensor, index: Tensor, queries: Mapping[str, int]) -> Figu
     limits = {"cmap": "viridis", "vmin": table.min(), "vmax": table.max()}
     axes[0].imshow(table, **limits)
     axes[0].set_title("the table", fontsize=11)
-    for axis, colour, (title, query) in zip(axes[1:], (COLOURS[1], "white", COLOURS[3]), queries.items(), strict=False):
+    for axis, colour, (title, query) in zip(
+        axes[1:], (COLOURS[1], "white", COLOURS[3]), queries.items(), strict=False
+    ):
         axis.imshow(table.flatten()[index[query]].view(w, w), **limits)
         axis.plot(query % w, query // w, "o", color=colour, markeredgecolor="black")
         axis.set_title(title, fontsize=11)
-        corner = (query % w - 0.5, query // w - 0.5)  # offsets from query - (w - 1) to query, shifted by w - 1
+        corner = (
+            query % w - 0.5,
+            query // w - 0.5,
+        )  # offsets from query - (w - 1) to query, shifted by w - 1
         axes[0].add_patch(Rectangle(corner, w, w, fill=False, edgecolor=colour, linewidth=2))
     for axis in axes:
         axis.set(xticks=[], yticks=[])
