@@ -17,7 +17,7 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from leaderboard import BOARD, CNN, COLOURS, PIXELS, VIT, Baseline, Training
+from leaderboard import BOARD, COLOURS, PIXELS, Baseline
 from tables import Table, image_sets, make, summary
 from torch import Tensor, nn
 
@@ -299,26 +299,6 @@ class FineTuning:
 
 TABLES: dict[str, Table] = {
     "leaderboard": BOARD,
-    "training_length": Table(
-        "Shapes in scenes: what a longer training buys",
-        single=(
-            *(
-                Training(level, model, steps)
-                for level in ("easy", "default")
-                for steps in (200, 400, 800)
-                for model in (VIT, CNN)
-            ),
-            Training("default", f"{VIT}, 4 × 4 patches", steps=800),
-        ),
-    ),
-    "label_budget": Table(
-        "Shapes in scenes, default level: fewer labelled images",
-        single=tuple(
-            Training("default", model, steps=800, images=n)
-            for n in (500, 2_000, 5_000, 20_000)
-            for model in (VIT, CNN)
-        ),
-    ),
     "self_supervised_easy": Table(
         "Shapes in scenes, easy level, without labels",
         several=(

@@ -166,7 +166,7 @@ class FirstToken(nn.Module):
 
 @_for_each(ClassAttentionBlock)
 def unnormalised_context(block: ClassAttentionBlock) -> None:
-    """Only the class token passes the norm, not the patches that it asks."""
+    """Only the class token passes the norm, not the patches that it attends to."""
     block.norm1.forward = lambda tokens: torch.cat(
         [nn.LayerNorm.forward(block.norm1, tokens[:, :1]), tokens[:, 1:]], dim=1
     )

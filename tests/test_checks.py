@@ -192,12 +192,12 @@ def around(exercise: Exercise, wrapper: Callable) -> Callable:
     """The solution within `wrapper(solution, *arguments)`, as a function or as the class of a module."""
     if not isinstance(exercise.solution, type):
         return lambda *arguments: wrapper(exercise.solution, *arguments)
+    methods = getattr(exercise.calls, "methods", ("forward",))  # what the learner writes
 
-    class Wrapped(exercise.solution):
-        def forward(self, *inputs):
-            return wrapper(super().forward, *inputs)
+    def wrapped(method):
+        return lambda self, *inputs: wrapper(partial(getattr(exercise.solution, method), self), *inputs)
 
-    return Wrapped
+    return type("Wrapped", (exercise.solution,), {method: wrapped(method) for method in methods})
 
 
 def in_form(form: Callable[[Tensor], Any], solution: Callable, *arguments: Any) -> Any:

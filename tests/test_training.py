@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vit_course.lab.catalogue import MODELS
-from vit_course.training import cosine_schedule, eval_mode, evaluate, fit
+from vit_course.training import cosine_schedule, eval_mode, evaluate, fit, paired_difference
 
 # ---- schedules
 
@@ -310,3 +310,31 @@ def test_persistent_workers_start_every_run_anew() -> None:
     run(one, loader, steps=6)
     run(other, loader, steps=6)
     assert same(one, other)
+
+
+# ---- two models on the same pictures
+
+
+def test_paired_difference_in_numbers() -> None:
+    place = torch.arange(2000)
+    first, second = place < 1980, (place < 1950) | (place >= 1990)  # alone right on 30 and on 10
+    difference, half_width = paired_difference(first, second)
+    assert difference == pytest.approx(0.01)
+    assert half_width == pytest.approx(1.96 * math.sqrt((0.02 - 0.01**2) / 2000))
+    assert paired_difference(second, first) == pytest.approx((-difference, half_width))
+    assert paired_difference(first, first) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)),
+        (torch.ones(3, dtype=torch.bool), torch.ones(3)),
+        (torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)),
+        (torch.ones(0, dtype=torch.bool), torch.ones(0, dtype=torch.bool)),
+    ],
+    ids=["lengths", "floats", "axes", "empty"],
+)
+def test_paired_difference_refuses_what_is_not_paired(first: Tensor, second: Tensor) -> None:
+    with pytest.raises(ValueError, match="two rows of booleans of one length"):
+        paired_difference(first, second)

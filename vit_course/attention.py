@@ -1,6 +1,6 @@
 """Attention.
 
-How can every patch of a picture decide for itself which other patches to listen to?
+How can every patch of a picture choose, by what it shows, which other patches it takes information from?
 
 Made from notebooks/02_attention.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -21,9 +21,9 @@ from vit_course.patching import patch_grid, require_at_least, require_between, r
 __all__ = [
     "attention",
     "attend",
+    "HeadedAttention",
     "matmul_precision",
     "fused_is_faster",
-    "HeadedAttention",
     "MultiHeadAttention",
     "AttentionLayer",
     "AttentionRecord",
@@ -78,33 +78,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> tuple[Tenso
     return (F.dropout(weights, dropout) if dropout else weights) @ v, weights
 
 
-# torch.compile and torch.export cannot look at the setting, and would stop here
-@torch.compiler.assume_constant_result
-def matmul_precision() -> str:
-    """The `torch.set_float32_matmul_precision` in force.
-
-    Built in lesson 02.
-    """
-    return torch.get_float32_matmul_precision()
-
-
-def fused_is_faster(q: Tensor) -> bool:
-    """Whether PyTorch's fused attention was measured faster than matmul and softmax.
-
-    It is on accelerators and for long sequences. On a CPU with few tokens it is as good only in plain
-    float32: in bfloat16, or after `torch.set_float32_matmul_precision("medium")`, the separate products are
-    two to five times as fast.
-
-    Args:
-        q: queries (b, h, i, k).
-
-    Built in lesson 02.
-    """
-    if q.device.type != "cpu" or q.shape[-2] >= 768:
-        return True
-    return q.dtype == torch.float32 and matmul_precision() == "highest"
-
-
 class HeadedAttention(nn.Module):
     """What all attention layers share: the heads, dropout, and the way into a record.
 
@@ -153,6 +126,33 @@ class HeadedAttention(nn.Module):
         """Hand the weights (b, h, queries, keys) to the record, where there is one."""
         if self.attention_recorder is not None:
             self.attention_recorder(weights, **more)
+
+
+# torch.compile and torch.export cannot look at the setting, and would stop here
+@torch.compiler.assume_constant_result
+def matmul_precision() -> str:
+    """The `torch.set_float32_matmul_precision` in force.
+
+    Built in lesson 02.
+    """
+    return torch.get_float32_matmul_precision()
+
+
+def fused_is_faster(q: Tensor) -> bool:
+    """Whether PyTorch's fused attention was measured faster than matmul and softmax.
+
+    It is on accelerators and for long sequences. On a CPU with few tokens it is as good only in plain
+    float32: in bfloat16, or after `torch.set_float32_matmul_precision("medium")`, the separate products are
+    two to five times as fast.
+
+    Args:
+        q: queries (b, h, i, k).
+
+    Built in lesson 02.
+    """
+    if q.device.type != "cpu" or q.shape[-2] >= 768:
+        return True
+    return q.dtype == torch.float32 and matmul_precision() == "highest"
 
 
 class MultiHeadAttention(HeadedAttention):

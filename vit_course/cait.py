@@ -19,10 +19,10 @@ from vit_course.vit import Backbone, FeedForward, StochasticDepth, residual
 __all__ = [
     "LayerScale",
     "layer_scale_init",
+    "LayerScaleBlock",
     "mix_heads",
     "TalkingHeadsAttention",
     "ClassAttention",
-    "LayerScaleBlock",
     "ClassAttentionBlock",
     "CaiT",
 ]
@@ -69,6 +69,48 @@ def layer_scale_init(depth: int) -> float:
     if depth <= 18:
         return 0.1
     return 1e-5 if depth <= 24 else 1e-6
+
+
+class LayerScaleBlock(nn.Module):
+    """A transformer block whose branches pass LayerScale and drop path before they are added.
+
+    Args:
+        attn: any attention on tokens of width dim.
+        dim: width d of a token.
+        mlp_dim: hidden width of the feed-forward layer.
+        init: start of LayerScale.
+        dropout: share dropped in the feed-forward layer in training.
+        layer_dropout: share of the samples that lose a branch in training.
+
+    Shape: tokens (b, n, d) -> (b, n, d).
+
+    Source: Touvron et al. 2021, section 2.
+
+    Built in lesson 05.
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        *,
+        dim: int,
+        mlp_dim: int,
+        init: float,
+        dropout: float = 0.0,
+        layer_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.ls1 = LayerScale(dim, init)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = FeedForward(dim=dim, hidden_dim=mlp_dim, dropout=dropout)
+        self.ls2 = LayerScale(dim, init)
+        self.drop_path = StochasticDepth(layer_dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = residual(tokens, self.norm1, self.attn, self.ls1, self.drop_path)
+        return residual(tokens, self.norm2, self.mlp, self.ls2, self.drop_path)
 
 
 def mix_heads(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -147,48 +189,6 @@ class ClassAttention(HeadedAttention):
         out, weights = attend(q, k, v, self.dropout)  # (b, h, 1, k), (b, h, 1, 1 + n)
         self.record(weights)
         return self.merge(out)
-
-
-class LayerScaleBlock(nn.Module):
-    """A transformer block whose branches pass LayerScale and drop path before they are added.
-
-    Args:
-        attn: any attention on tokens of width dim.
-        dim: width d of a token.
-        mlp_dim: hidden width of the feed-forward layer.
-        init: start of LayerScale.
-        dropout: share dropped in the feed-forward layer in training.
-        layer_dropout: share of the samples that lose a branch in training.
-
-    Shape: tokens (b, n, d) -> (b, n, d).
-
-    Source: Touvron et al. 2021, section 2.
-
-    Built in lesson 05.
-    """
-
-    def __init__(
-        self,
-        attn: nn.Module,
-        *,
-        dim: int,
-        mlp_dim: int,
-        init: float,
-        dropout: float = 0.0,
-        layer_dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = attn
-        self.ls1 = LayerScale(dim, init)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FeedForward(dim=dim, hidden_dim=mlp_dim, dropout=dropout)
-        self.ls2 = LayerScale(dim, init)
-        self.drop_path = StochasticDepth(layer_dropout)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = residual(tokens, self.norm1, self.attn, self.ls1, self.drop_path)
-        return residual(tokens, self.norm2, self.mlp, self.ls2, self.drop_path)
 
 
 class ClassAttentionBlock(nn.Module):

@@ -1,7 +1,6 @@
 """Training.
 
-How does a model get from random numbers to right answers, and how do you know that the number at the end is
-true?
+A training run ends and reports a number: is the number true?
 
 Made from notebooks/04_training.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -27,7 +26,16 @@ from torch.utils.data import DataLoader
 
 from vit_course.patching import require_at_least, require_between, require_images
 
-__all__ = ["cosine_schedule", "augment", "eval_mode", "Run", "fit", "evaluate", "Validation"]
+__all__ = [
+    "cosine_schedule",
+    "eval_mode",
+    "evaluate",
+    "paired_difference",
+    "augment",
+    "Run",
+    "fit",
+    "Validation",
+]
 
 
 def cosine_schedule(step: int, steps: int, start: float, end: float = 0.0, warmup: int = 0) -> float:
@@ -74,32 +82,109 @@ def _decay_groups(*modules: nn.Module) -> list[dict]:
     return groups
 
 
-def _as_schedule(
-    name: str, rate: float | Callable[[int], float], of_number: Callable[[float, int], float]
-) -> Callable[[int], float]:
-    """A rate as a function of the step: the caller's own, or `of_number` where the caller gave a number.
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every part of a model back the mode it had, training or evaluation, whatever happens."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    modes = {part: part.training for part in model.modules()}
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
-    It gives plain floats, checked at every step: a checkpoint with NumPy's numbers could not be read back.
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[torch.device]:
+    """Put every part of a model into evaluation mode; afterwards each part has the mode it had.
+
+    Args:
+        model: any module.
+
+    Yields:
+        The device of its first parameter, the CPU where it has none.
+
+    Raises:
+        TypeError: for anything but a module.
+
+    Built in lesson 04.
     """
-    if not callable(rate):
-        require_between(0, math.inf, **{name: rate})
-
-    def checked(step: int) -> float:
-        value: Any = rate(step) if callable(rate) else of_number(rate, step)
-        number = value.item() if hasattr(value, "item") else value
-        require_between(0, math.inf, **{f"{name} at step {step}": number})
-        if number == math.inf:
-            raise ValueError(f"{name} at step {step} must be finite, got {number}")
-        return float(number)
-
-    return checked
+    with _modes_kept(model):
+        model.eval()
+        yield _device(model)
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, decay: float) -> None:
-    """Set the learning rate of all groups, and the weight decay of those that decay."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-        group["weight_decay"] = decay if group["is_decayed"] else 0.0
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The share of images that a model names right, with dropout off and without gradients.
+
+    Args:
+        model: images (b, c, h, w) -> logits (b, classes).
+        batches: pairs of images (b, c, h, w) and labels (b,).
+
+    Returns:
+        A share in 0 … 1.
+
+    Raises:
+        ValueError: where there are no images, for shapes that do not fit, and for logits that are NaN.
+
+    Built in lesson 04.
+    """
+    right = seen = 0
+    with eval_mode(model) as device:
+        for batch in batches:
+            if (
+                not isinstance(batch, tuple | list)
+                or len(batch) != 2
+                or not all(isinstance(part, Tensor) for part in batch)
+            ):
+                raise TypeError(f"evaluate needs pairs of images and labels, got {batch!r}"[:200])
+            logits, labels = model(batch[0].to(device)), batch[1].to(device)
+            if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
+                shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)} of {labels.dtype}"
+                raise ValueError(f"evaluate needs logits (b, classes) and whole labels (b,), got {shapes}")
+            if spoilt := logits.isnan().any(dim=1).sum().item():
+                raise ValueError(
+                    f"{spoilt} of {len(logits)} images got logits that are NaN, after {seen} images"
+                )
+            right += (logits.argmax(dim=1) == labels).sum().item()
+            seen += len(labels)
+    if not seen:
+        raise ValueError("evaluate was given no images")
+    return right / seen
+
+
+def paired_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """How much more often one model is right than another on the same pictures, and how sure that is.
+
+    It says nothing about other seeds: two trainings of one model differ too.
+
+    Args:
+        first: booleans (n,), on which pictures the first model is right.
+        second: those of the second model, in the same order.
+
+    Returns:
+        The difference of the two accuracies, in -1 … 1, and the half width of its 95 % interval (normal
+        approximation).
+
+    Raises:
+        ValueError: for anything but two rows of booleans of one length.
+
+    Built in lesson 04.
+    """
+    for right in (first, second):
+        if right.dtype != torch.bool or right.ndim != 1 or right.shape != first.shape or not len(right):
+            raise ValueError(
+                f"paired_difference needs two rows of booleans of one length, got {tuple(first.shape)} of "
+                f"{first.dtype} and {tuple(second.shape)} of {second.dtype}"
+            )
+    differences = first.double() - second.double()
+    return differences.mean().item(), 1.96 * differences.std(correction=0).item() / len(first) ** 0.5
 
 
 def augment(
@@ -165,6 +250,34 @@ def augment(
     grid = F.affine_grid(corners.to(pixels), [b, c, *out], align_corners=False)
     sampled = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return sampled.to(images.dtype)
+
+
+def _as_schedule(
+    name: str, rate: float | Callable[[int], float], of_number: Callable[[float, int], float]
+) -> Callable[[int], float]:
+    """A rate as a function of the step: the caller's own, or `of_number` where the caller gave a number.
+
+    It gives plain floats, checked at every step: a checkpoint with NumPy's numbers could not be read back.
+    """
+    if not callable(rate):
+        require_between(0, math.inf, **{name: rate})
+
+    def checked(step: int) -> float:
+        value: Any = rate(step) if callable(rate) else of_number(rate, step)
+        number = value.item() if hasattr(value, "item") else value
+        require_between(0, math.inf, **{f"{name} at step {step}": number})
+        if number == math.inf:
+            raise ValueError(f"{name} at step {step} must be finite, got {number}")
+        return float(number)
+
+    return checked
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, decay: float) -> None:
+    """Set the learning rate of all groups, and the weight decay of those that decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        group["weight_decay"] = decay if group["is_decayed"] else 0.0
 
 
 class _Stream:
@@ -249,43 +362,6 @@ def _to_device(batch: Any, device: torch.device) -> Any:
         parts = [_to_device(part, device) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)  # a named tuple
     return batch
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every part of a model back the mode it had, training or evaluation, whatever happens."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-    modes = {part: part.training for part in model.modules()}
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[torch.device]:
-    """Put every part of a model into evaluation mode; afterwards each part has the mode it had.
-
-    Args:
-        model: any module.
-
-    Yields:
-        The device of its first parameter, the CPU where it has none.
-
-    Raises:
-        TypeError: for anything but a module.
-
-    Built in lesson 04.
-    """
-    with _modes_kept(model):
-        model.eval()
-        yield _device(model)
 
 
 @contextmanager
@@ -494,46 +570,6 @@ def fit(
         finally:
             _notify(callbacks, "on_end", run)
     return run.history
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of images that a model names right, with dropout off and without gradients.
-
-    Args:
-        model: images (b, c, h, w) -> logits (b, classes).
-        batches: pairs of images (b, c, h, w) and labels (b,).
-
-    Returns:
-        A share in 0 … 1.
-
-    Raises:
-        ValueError: where there are no images, for shapes that do not fit, and for logits that are NaN.
-
-    Built in lesson 04.
-    """
-    right = seen = 0
-    with eval_mode(model) as device:
-        for batch in batches:
-            if (
-                not isinstance(batch, tuple | list)
-                or len(batch) != 2
-                or not all(isinstance(part, Tensor) for part in batch)
-            ):
-                raise TypeError(f"evaluate needs pairs of images and labels, got {batch!r}"[:200])
-            logits, labels = model(batch[0].to(device)), batch[1].to(device)
-            if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
-                shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)} of {labels.dtype}"
-                raise ValueError(f"evaluate needs logits (b, classes) and whole labels (b,), got {shapes}")
-            if spoilt := logits.isnan().any(dim=1).sum().item():
-                raise ValueError(
-                    f"{spoilt} of {len(logits)} images got logits that are NaN, after {seen} images"
-                )
-            right += (logits.argmax(dim=1) == labels).sum().item()
-            seen += len(labels)
-    if not seen:
-        raise ValueError("evaluate was given no images")
-    return right / seen
 
 
 def _checkpoint_path(checkpoint: str | Path | None, every: int | None, resume: bool) -> Path | None:

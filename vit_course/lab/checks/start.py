@@ -16,19 +16,43 @@ def share_right(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(dim=1) == labels).float().mean().item()
 
 
-def most_attended_patch(weights: Tensor, rows: int, columns: int) -> tuple[int, int]:
-    return divmod(int(weights.mean(dim=0)[0, 1:].argmax()), columns)
+def share_on_object(weights: Tensor, covered: Tensor) -> Tensor:
+    to_patches = weights.mean(dim=1)[:, 0, 1:]
+    to_patches = to_patches / to_patches.sum(dim=1, keepdim=True)
+    return (to_patches * covered).sum(dim=1)
 
 
-def _attention_case(rows: int, columns: int, patch: int) -> tuple[Tensor, int, int]:
-    """Weights of three heads whose mean takes most from one patch, and one head alone from another."""
+def most_received_patch(weights: Tensor) -> int:
+    return int(weights.mean(dim=0)[1:, 1:].mean(dim=0).argmax())
+
+
+def surplus_confidence(logits: Tensor, labels: Tensor) -> float:
+    sure = logits.softmax(dim=1).amax(dim=1).mean().item()
+    return sure - share_right(logits, labels)
+
+
+def _object_case(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Weights of two pictures in which heads and rows differ, and how much of each patch is object."""
     n = 1 + rows * columns
-    weights = torch.rand(3, n, n, generator=GENERATOR)
-    weights[:, 0, 0] = 3.0
-    weights[:, 0, 1 + patch] += 1.5
-    weights[0, 0, n - 1] += 2.5
-    weights[:, 2, 0] += 4.0
-    return weights / weights.sum(dim=-1, keepdim=True), rows, columns
+    weights = torch.rand(2, 3, n, n, generator=GENERATOR)
+    weights[:, 0, 0, 0] += 5.0
+    weights[:, 1, 0, n // 2 :] += 1.0
+    weights[:, 2, 1, :] += 2.0
+    return weights / weights.sum(dim=-1, keepdim=True), torch.rand(2, n - 1, generator=GENERATOR).round(
+        decimals=1
+    )
+
+
+def _received_case(n: int, most: int, by_class_token: int, giver: int) -> tuple[Tensor]:
+    """Weights of two heads: patches take most from one, the class token from another, one patch from all."""
+    weights = torch.rand(2, n, n, generator=GENERATOR)
+    weights[:, 1:, 1 + most] += 1.5
+    weights[:, 1:, 0] += 4.0
+    weights[:, 0, 1 + by_class_token] += 60.0
+    weights[0, 1:, n - 1] += 2.0
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    weights[:, 1 + giver, 1:] += 0.05 / n
+    return (weights,)
 
 
 EXERCISES = [
@@ -96,46 +120,111 @@ EXERCISES = [
         },
     ),
     Exercise(
-        name="most_attended_patch",
-        solution=most_attended_patch,
-        cases=(
-            _attention_case(4, 6, patch=8),
-            _attention_case(3, 5, patch=11),
-            _attention_case(5, 5, patch=3),
-        ),
-        praise=(
-            "Row 0 asks, its first entry is the class token itself, and the rest is a grid in reading order."
-        ),
+        name="share_on_object",
+        solution=share_on_object,
+        cases=(_object_case(3, 4), _object_case(4, 4)),
+        praise="A share of what goes to patches: 0 would be all background, 1 all object.",
         mistakes={
-            "column": Mistake(
-                lambda weights, rows, columns: divmod(weights.mean(dim=0)[1:, 0].argmax().item(), columns),
-                "You read column 0: which patch takes most from the class token. The one that asks stands "
-                "in the row.",
-            ),
             "class token counted": Mistake(
-                lambda weights, rows, columns: divmod(weights.mean(dim=0)[0].argmax().item(), columns),
-                "You left the class token among the patches, and it takes most from itself. Skip the first "
-                "entry of its row.",
+                lambda weights, covered: (weights.mean(dim=1)[:, 0, 1:] * covered).sum(dim=1),
+                "What the class token keeps for itself is missing from your sum: divide the weights on "
+                "patches by their own sum first.",
             ),
-            "off by one": Mistake(
-                lambda weights, rows, columns: divmod(
-                    weights.mean(dim=0)[0, 1:].argmax().item() + 1, columns
+            "column": Mistake(
+                lambda weights, covered: (
+                    weights.mean(dim=1)[:, 1:, 0]
+                    / weights.mean(dim=1)[:, 1:, 0].sum(dim=1, keepdim=True)
+                    * covered
+                ).sum(dim=1),
+                "You read the column of the class token: what each patch takes from it. What it takes itself "
+                "stands in its row.",
+            ),
+            "heads last": Mistake(
+                lambda weights, covered: (
+                    (weights[:, :, 0, 1:] / weights[:, :, 0, 1:].sum(dim=-1, keepdim=True) * covered[:, None])
+                    .sum(dim=-1)
+                    .mean(dim=1)
                 ),
-                "You are one patch too far: after the first entry is cut off, the first patch has number 0.",
+                "You divided within each head and averaged afterwards; average over the heads first, then "
+                "divide once.",
             ),
-            "rows for columns": Mistake(
-                lambda weights, rows, columns: divmod(weights.mean(dim=0)[0, 1:].argmax().item(), rows),
-                "You divided by the number of rows. In reading order a row of patches is `columns` long.",
+            "a mean": Mistake(
+                lambda weights, covered: share_on_object(weights, covered) / covered.shape[1],
+                "You took the mean over the patches. The weights are shares already, so their products with "
+                "`covered` are added up.",
             ),
-            "swapped": Mistake(
-                lambda weights, rows, columns: divmod(weights.mean(dim=0)[0, 1:].argmax().item(), columns)[
-                    ::-1
-                ],
-                "Row and column are swapped: first how far down, then how far to the right.",
+            "all pictures": Mistake(
+                lambda weights, covered: share_on_object(weights, covered).mean(),
+                "That is one number, the mean over the pictures; return one for each picture, shape (b,).",
+            ),
+        },
+    ),
+    Exercise(
+        name="most_received_patch",
+        solution=most_received_patch,
+        cases=(
+            _received_case(13, most=7, by_class_token=2, giver=4),
+            _received_case(10, most=0, by_class_token=5, giver=8),
+            _received_case(17, most=11, by_class_token=15, giver=3),
+            (torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(1)),),
+        ),
+        praise="A column says who is attended to; a row, who attends.",
+        mistakes={
+            "rows, the class token's too": Mistake(
+                lambda weights: int(weights.mean(dim=0)[:, 1:].mean(dim=1).argmax()),
+                "Two things: you averaged each row, which is what a token takes, and the row of the class "
+                "token is among them.",
+            ),
+            "rows": Mistake(
+                lambda weights: int(weights.mean(dim=0)[1:, 1:].mean(dim=1).argmax()),
+                "You averaged each row, which is what a patch takes. What it receives stands in its column: "
+                "average over the rows (dim=0).",
+            ),
+            "class token attends": Mistake(
+                lambda weights: int(weights.mean(dim=0)[:, 1:].mean(dim=0).argmax()),
+                "The row of the class token is still among those that you average; only patches count here.",
+            ),
+            "class token receives": Mistake(
+                lambda weights: int(weights.mean(dim=0)[1:].mean(dim=0).argmax()),
+                "The column of the class token is still among the answers, so the numbers are one too high, "
+                "or 0 for the class token itself.",
             ),
             "one head": Mistake(
-                lambda weights, rows, columns: divmod(weights[0, 0, 1:].argmax().item(), columns),
-                "That is the favourite of the first head alone; average over the heads first.",
+                lambda weights: int(weights[0, 1:, 1:].mean(dim=0).argmax()),
+                "That is the first head alone; average over the heads.",
+            ),
+        },
+    ),
+    Exercise(
+        name="surplus_confidence",
+        solution=surplus_confidence,
+        cases=(
+            (3 * torch.randn(60, 8, generator=GENERATOR), torch.randint(8, (60,), generator=GENERATOR)),
+            (torch.eye(5)[[0, 1, 2, 3, 4, 0]] * 2, torch.tensor([0, 1, 2, 3, 4, 1])),
+        ),
+        praise="Above 0 the model is surer than it is right; below 0 it is more often right than it is sure.",
+        mistakes={
+            "the other way round": Mistake(
+                lambda logits, labels: -surplus_confidence(logits, labels),
+                "The sign is the wrong way round: confidence minus accuracy.",
+            ),
+            "chance of the truth": Mistake(
+                lambda logits, labels: (
+                    logits.softmax(dim=1).gather(1, labels[:, None]).mean().item()
+                    - share_right(logits, labels)
+                ),
+                "You took the probability of the true class. Confidence is the largest probability, whether "
+                "or not that guess is right.",
+            ),
+            "no softmax": Mistake(
+                lambda logits, labels: logits.amax(dim=1).mean().item() - share_right(logits, labels),
+                "The largest logit is no probability: a softmax over the classes comes first.",
+            ),
+            "softmax over pictures": Mistake(
+                lambda logits, labels: (
+                    logits.softmax(dim=0).amax(dim=1).mean().item() - share_right(logits, labels)
+                ),
+                "Your softmax runs over the pictures (dim=0); the classes of one picture stand along dim=1.",
             ),
         },
     ),

@@ -126,7 +126,10 @@ XCA = Exercise(
         ),
         "softmax down the columns": Mistake(
             _but(XCAttention, "forward", _COLUMNS),
-            says="Your columns sum to one, not your rows. The row is the query: softmax(dim=-1).",
+            says=(
+                "Your softmax runs over the channels of the queries; it must run over those of the keys. In "
+                "q.mT @ k a row is a query, so that is softmax(dim=-1)."
+            ),
         ),
         "no lengths": Mistake(
             _but(XCAttention, "forward", _DOT_PRODUCTS),
@@ -528,7 +531,10 @@ MASKED_XCA = Exercise(
         ),
         "softmax down the columns": Mistake(
             _softmax_down_the_columns,
-            says="Your columns sum to one, not your rows. The row is the query: softmax(dim=-1).",
+            says=(
+                "Your softmax runs over the channels of the queries; it must run over those of the keys. In "
+                "q.mT @ k a row is a query, so that is softmax(dim=-1)."
+            ),
         ),
         "weights not transposed": Mistake(
             _weights_not_transposed,
@@ -546,7 +552,7 @@ MASKED_XCA = Exercise(
 
 def streamed_weights(chunks: Iterable[tuple[Tensor, Tensor]], temperature: float) -> Tensor:
     """Pairs of queries and keys (n, k) of one head, a temperature -> the weights (k, k) of all tokens."""
-    products, q_squares, k_squares = 0, 0, 0
+    products = q_squares = k_squares = torch.zeros(())
     for q, k in chunks:
         products = products + q.T @ k
         q_squares, k_squares = q_squares + (q**2).sum(dim=0), k_squares + (k**2).sum(dim=0)

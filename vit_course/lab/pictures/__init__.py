@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import distillation, patching, vit, xcit
+from . import attention, cait, distillation, patching, start, training, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -25,7 +25,9 @@ __all__ = [
     "DASHES",
     "WIDTH",
     "as_html",
+    "attention",
     "attention_maps",
+    "cait",
     "curves",
     "distillation",
     "draw_image",
@@ -35,6 +37,8 @@ __all__ = [
     "patch_lines",
     "patching",
     "show",
+    "start",
+    "training",
     "vit",
     "xcit",
 ]

@@ -1,4 +1,4 @@
-"""The longer figures of lesson 01: patches apart, filters, positions, pictures side by side."""
+"""The longer figures of lesson 01: filters, positions, pictures side by side, what a token sees."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,26 +9,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vit_course.patching import pair
-
 from .shared import WIDTH, draw_image
-
-
-def cut_out(image: Tensor, patch_size: int | tuple[int, int], gap: int = 3) -> Tensor:
-    """A picture whose patches stand apart, on white.
-
-    Args:
-        image: (c, h, w) in 0..1.
-        patch_size: in pixels, an int or a (height, width) pair.
-        gap: white pixels between two patches.
-
-    Returns:
-        The picture (c, h', w').
-    """
-    p1, p2 = pair(patch_size, "patch_size")
-    tiles = rearrange(image, "c (rows p1) (columns p2) -> rows columns c p1 p2", p1=p1, p2=p2)
-    tiles = F.pad(tiles, (0, gap, 0, gap), value=1.0)
-    return rearrange(tiles, "rows columns c p1 p2 -> c (rows p1) (columns p2)")[:, :-gap, :-gap]
 
 
 def filters_and_positions(filters: Tensor, positions: Mapping[str, Tensor], grid: tuple[int, int]) -> Figure:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from matplotlib import pyplot
@@ -108,7 +109,7 @@ def waves(coarse: Tensor, fine: Tensor) -> Figure:
     """
     figure, axis = pyplot.subplots(figsize=(WIDTH * 0.65, 3), layout="constrained")
     for index, (name, wave) in enumerate({"sine, j = 0": 0, "sine, j = 2": 4, "sine, j = 4": 8}.items()):
-        style = dict(color=COLOURS[index], linestyle=DASHES[index])
+        style: dict[str, Any] = dict(color=COLOURS[index], linestyle=DASHES[index])
         places = torch.arange(1, len(fine) + 1) / len(fine)
         axis.plot(places, fine[:, wave], marker="o", ms=4, label=name, **style)
         places = torch.arange(1, len(coarse) + 1) / len(coarse)
@@ -128,10 +129,10 @@ def costs(lengths: tuple[int, ...], times: Mapping[str, list[float]]) -> Figure:
     """
     figure, axis = pyplot.subplots(figsize=(WIDTH * 0.6, 3), layout="constrained")
     for index, (name, seconds) in enumerate(times.items()):
-        style = dict(color=COLOURS[index], linestyle=DASHES[index], label=name)
+        style: dict[str, Any] = dict(color=COLOURS[index], linestyle=DASHES[index], label=name)
         axis.plot(lengths, [1000 * second for second in seconds], "o", **style)
     axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds")
-    axis.set_xticks(lengths, lengths)
+    axis.set_xticks(lengths, [str(length) for length in lengths])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)

@@ -1,6 +1,6 @@
 """Stored measurements: the long accuracy tables that `make results` computes and the lessons plot.
 
-    table = results.load("shapes_default")
+    table = results.load("distillation")
     table["machine"], table["date"]
     for row in table["rows"]: row["name"], row["seed"], row["accuracy"], row["core_s"]
 
