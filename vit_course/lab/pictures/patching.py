@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from matplotlib import pyplot
@@ -34,7 +33,9 @@ def filters_and_positions(filters: Tensor, positions: Mapping[str, Tensor], grid
     axes[0].set_title("filters, trained", fontsize=10)
     for axis, (name, table) in zip(axes[1:], positions.items(), strict=True):
         maps = F.pad(similarity(table, grid), (0, 1, 0, 1), value=float("nan"))
-        shown = axis.imshow(rearrange(maps, "r c y x -> (r y) (c x)"), cmap="viridis", vmin=-0.5, vmax=1)
+        shown = axis.imshow(
+            rearrange(maps, "r c y x -> (r y) (c x)").numpy(), cmap="viridis", vmin=-0.5, vmax=1
+        )
         axis.set_title(name, fontsize=10)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="cosine")
     for axis in axes:
@@ -95,10 +96,10 @@ def sensitivity(maps: Mapping[str, Tensor], patch_size: int) -> Figure:
     figure, axes = pyplot.subplots(1, len(maps), figsize=(WIDTH, 3.2), layout="compressed")
     for axis, (name, seen) in zip(axes, maps.items(), strict=True):
         strength = (seen / seen.max()).clamp(min=1e-4).log10()
-        shown = axis.imshow(strength, cmap="viridis", vmin=-4, vmax=0)
+        shown = axis.imshow(strength.numpy(), cmap="viridis", vmin=-4, vmax=0)
         height, width = seen.shape
-        axis.set_xticks(torch.arange(0, width + 1, patch_size) - 0.5, [])
-        axis.set_yticks(torch.arange(0, height + 1, patch_size) - 0.5, [])
+        axis.set_xticks([edge - 0.5 for edge in range(0, width + 1, patch_size)], [])
+        axis.set_yticks([edge - 0.5 for edge in range(0, height + 1, patch_size)], [])
         axis.set_title(name, fontsize=10)
         axis.grid(color="white", alpha=0.4, linewidth=0.6)
         axis.tick_params(length=0)
