@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import atan2, pi
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,7 @@ class _ColumnByColumn(PatchEmbedding):
 
 class _KernelFlattened(PatchEmbedding):
     def forward(self, images: Tensor) -> Tensor:
-        return patchify(images, self.patch_size) @ self.proj.weight.flatten(1).T + self.proj.bias
+        return F.linear(patchify(images, self.patch_size), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class _WithoutBias(PatchEmbedding):
@@ -336,7 +337,7 @@ SINCOS_POSITIONS = Exercise(
 
 def _resized_with(prefix_last: bool = False, swapped: bool = False, **how: object) -> Callable:
     """A resize_positions that resizes in another way."""
-    how = {"mode": "bicubic", "antialias": True, "align_corners": False} | how
+    options: dict[str, Any] = {"mode": "bicubic", "antialias": True, "align_corners": False} | how
 
     def answer(
         positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int
@@ -344,7 +345,7 @@ def _resized_with(prefix_last: bool = False, swapped: bool = False, **how: objec
         prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
         rows = old_grid[1] if swapped else old_grid[0]
         picture = rearrange(patches, "(rows columns) d -> 1 d rows columns", rows=rows)
-        picture = F.interpolate(picture, size=new_grid, **how)
+        picture = F.interpolate(picture, size=new_grid, **options)
         parts = [prefix, rearrange(picture, "1 d rows columns -> (rows columns) d")]
         return torch.cat(parts[::-1] if prefix_last else parts)
 
