@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
     It returns what the code defines.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "display", lambda content, raw: shown.append(content["text/plain"]))
+    monkeypatch.setattr(pictures.shared, "display", lambda content, raw: shown.append(content["text/plain"]))
     for name, count in {"shapes": 120, "photos": 120}.items():
         monkeypatch.setattr(data, name, partial(getattr(data, name), count=count))
     shown: list[str] = []

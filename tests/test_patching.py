@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from matplotlib import pyplot
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from vit_course.lab import pictures
 from vit_course.patching import (
     ConvStem,
     PatchEmbedding,
@@ -300,3 +303,29 @@ BAD_CALLS = {
 def test_bad_input_is_named(call: Callable, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+# ---- figures
+# ------------
+
+
+def test_similarity_of_a_position_and_itself_is_one() -> None:
+    table = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    alike = pictures.patching.similarity(table, (2, 3))
+    assert alike.shape == (2, 3, 2, 3)
+    for row, column in product(range(2), range(3)):
+        assert alike[row, column, row, column].item() == pytest.approx(1, abs=1e-6)
+    expected = F.cosine_similarity(table[1], table[5], dim=0)
+    torch.testing.assert_close(alike[0, 1, 1, 2], expected)
+
+
+def test_figures_have_a_panel_for_each_part() -> None:
+    positions = {"one": sincos_positions((4, 4), 16), "two": sincos_positions((4, 4), 16)}
+    figures = {
+        4: pictures.patching.filters_and_positions(images(9, 3, 4, 4), positions, (4, 4)),  # and a colour bar
+        2: pictures.patching.side_by_side([torch.zeros(3, 4, 6)] * 2, ["a", "b"]),
+        3: pictures.patching.sensitivity({"a": torch.ones(8, 8), "b": torch.ones(8, 8)}, 4),
+    }
+    for panels, figure in figures.items():
+        assert len(figure.axes) == panels
+        pyplot.close(figure)

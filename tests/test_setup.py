@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_with_its_scripts_styles_and_results_and_not
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    kinds = {".py", ".js", ".css", ".json", ".typed"}
+    kinds = {".py", ".js", ".css", ".json", ".safetensors", ".typed"}
     kept = [path for path in (source / "vit_course").rglob("*") if path.suffix in kinds]
     assert sorted(names) == sorted(path.relative_to(source).as_posix() for path in kept)
     explorer = {f"vit_course/lab/explorer/{name}" for name in ("__init__.py", "explorer.js", "explorer.css")}

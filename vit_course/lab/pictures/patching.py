@@ -1,34 +1,14 @@
-"""The longer figures of lesson 01: patches apart, filters, positions, pictures side by side."""
+"""The longer figures of lesson 01: filters, positions, pictures side by side, what a token sees."""
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vit_course.patching import pair
-
 from .shared import WIDTH, draw_image
-
-
-def cut_out(image: Tensor, patch_size: int | tuple[int, int], gap: int = 3) -> Tensor:
-    """A picture whose patches stand apart, on white.
-
-    Args:
-        image: (c, h, w) in 0..1.
-        patch_size: in pixels, an int or a (height, width) pair.
-        gap: white pixels between two patches.
-
-    Returns:
-        The picture (c, h', w').
-    """
-    p1, p2 = pair(patch_size, "patch_size")
-    tiles = rearrange(image, "c (rows p1) (columns p2) -> rows columns c p1 p2", p1=p1, p2=p2)
-    tiles = F.pad(tiles, (0, gap, 0, gap), value=1.0)
-    return rearrange(tiles, "rows columns c p1 p2 -> c (rows p1) (columns p2)")[:, :-gap, :-gap]
 
 
 def filters_and_positions(filters: Tensor, positions: Mapping[str, Tensor], grid: tuple[int, int]) -> Figure:
@@ -53,7 +33,9 @@ def filters_and_positions(filters: Tensor, positions: Mapping[str, Tensor], grid
     axes[0].set_title("filters, trained", fontsize=10)
     for axis, (name, table) in zip(axes[1:], positions.items(), strict=True):
         maps = F.pad(similarity(table, grid), (0, 1, 0, 1), value=float("nan"))
-        shown = axis.imshow(rearrange(maps, "r c y x -> (r y) (c x)"), cmap="viridis", vmin=-0.5, vmax=1)
+        shown = axis.imshow(
+            rearrange(maps, "r c y x -> (r y) (c x)").numpy(), cmap="viridis", vmin=-0.5, vmax=1
+        )
         axis.set_title(name, fontsize=10)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="cosine")
     for axis in axes:
@@ -114,10 +96,10 @@ def sensitivity(maps: Mapping[str, Tensor], patch_size: int) -> Figure:
     figure, axes = pyplot.subplots(1, len(maps), figsize=(WIDTH, 3.2), layout="compressed")
     for axis, (name, seen) in zip(axes, maps.items(), strict=True):
         strength = (seen / seen.max()).clamp(min=1e-4).log10()
-        shown = axis.imshow(strength, cmap="viridis", vmin=-4, vmax=0)
+        shown = axis.imshow(strength.numpy(), cmap="viridis", vmin=-4, vmax=0)
         height, width = seen.shape
-        axis.set_xticks(torch.arange(0, width + 1, patch_size) - 0.5, [])
-        axis.set_yticks(torch.arange(0, height + 1, patch_size) - 0.5, [])
+        axis.set_xticks([edge - 0.5 for edge in range(0, width + 1, patch_size)], [])
+        axis.set_yticks([edge - 0.5 for edge in range(0, height + 1, patch_size)], [])
         axis.set_title(name, fontsize=10)
         axis.grid(color="white", alpha=0.4, linewidth=0.6)
         axis.tick_params(length=0)
