@@ -34,6 +34,7 @@ __all__ = [
     "gallery",
     "heatmap",
     "image_element",
+    "max_vit",
     "patch_lines",
     "patching",
     "show",

@@ -75,7 +75,12 @@ def window_attention(image: Tensor, layers: Mapping[str, AttentionLayer], row: i
     height, width = image.shape[-2:]
     panel = WIDTH / len(layers)
     figure, axes = pyplot.subplots(
-        1, len(layers), figsize=(WIDTH, panel * height / width + 0.4), layout="compressed", squeeze=False, dpi=80
+        1,
+        len(layers),
+        figsize=(WIDTH, panel * height / width + 0.4),
+        dpi=80,
+        layout="compressed",
+        squeeze=False,
     )
     for axis, (title, layer) in zip(axes.flat, layers.items(), strict=True):
         rows, columns = layer.grid
