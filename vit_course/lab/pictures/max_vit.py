@@ -71,6 +71,9 @@ def window_attention(image: Tensor, layers: Mapping[str, AttentionLayer], row: i
 
     Returns:
         A figure to give to `show`.
+
+    Raises:
+        ValueError: for a layer of another kind.
     """
     height, width = image.shape[-2:]
     panel = WIDTH / len(layers)
@@ -83,10 +86,12 @@ def window_attention(image: Tensor, layers: Mapping[str, AttentionLayer], row: i
         squeeze=False,
     )
     for axis, (title, layer) in zip(axes.flat, layers.items(), strict=True):
+        if layer.grid is None or layer.members is None:
+            raise ValueError(f"{layer.name} is no window layer of a map: its kind is {layer.kind!r}")
         rows, columns = layer.grid
         tall, wide = height / rows, width / columns
         cell = row * columns + column
-        window, token = (layer.members == cell).nonzero()[0].tolist()
+        window, token = torch.eq(layer.members, cell).nonzero()[0].tolist()
         weights = layer.weights[window, :, token].mean(dim=0).cpu()  # (t,)
         draw_image(axis, image * 0.35)
         for other, weight in zip(layer.members[window].tolist(), weights / weights.max(), strict=True):
@@ -98,8 +103,16 @@ def window_attention(image: Tensor, layers: Mapping[str, AttentionLayer], row: i
             # Width and colour say the same, so that the figure can be read in grey.
             strength = float(weight)
             corner, sizes = (place[0] + 1, place[3] + 1), (wide - 2, tall - 2)
-            frame = {"fill": False, "edgecolor": pyplot.colormaps["plasma"](strength), "zorder": 3}
-            axis.add_patch(Rectangle(corner, *sizes, linewidth=0.5 + 3.5 * strength, **frame))
+            axis.add_patch(
+                Rectangle(
+                    corner,
+                    *sizes,
+                    fill=False,
+                    edgecolor=pyplot.colormaps["plasma"](strength),
+                    linewidth=0.5 + 3.5 * strength,
+                    zorder=3,
+                )
+            )
         middle = ((column + 0.5) * wide - 0.5, (row + 0.5) * tall - 0.5)
         axis.plot(*middle, "o", color="white", markeredgecolor="black", markersize=7, zorder=4)
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
