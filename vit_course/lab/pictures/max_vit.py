@@ -26,8 +26,10 @@ def windows(members: Mapping[str, Tensor], side: int) -> Figure:
     Returns:
         A figure to give to `show`.
     """
-    figure, axes = pyplot.subplots(1, len(members), figsize=(WIDTH, WIDTH / 2), layout="constrained")
-    for axis, (title, cells) in zip(axes, members.items(), strict=True):
+    figure, axes = pyplot.subplots(
+        1, len(members), figsize=(WIDTH, WIDTH / 2), layout="constrained", squeeze=False
+    )
+    for axis, (title, cells) in zip(axes.flat, members.items(), strict=True):
         number, tokens = cells.shape
         window_of, place_of = (torch.empty(side**2, dtype=torch.long) for _ in range(2))
         window_of[cells] = torch.arange(number)[:, None].expand(number, tokens)
@@ -51,8 +53,8 @@ def reached(maps: Mapping[str, Tensor], row: int, column: int) -> Figure:
     Returns:
         A figure to give to `show`.
     """
-    figure, axes = pyplot.subplots(1, len(maps), figsize=(WIDTH, 2.7), layout="constrained")
-    for axis, (title, cells) in zip(axes, maps.items(), strict=True):
+    figure, axes = pyplot.subplots(1, len(maps), figsize=(WIDTH, 2.7), layout="constrained", squeeze=False)
+    for axis, (title, cells) in zip(axes.flat, maps.items(), strict=True):
         axis.imshow(cells, cmap=ListedColormap(["#EEEEEE", COLOURS[0]]), vmin=0, vmax=1)
         axis.plot(column, row, "o", color=COLOURS[4], markeredgecolor="black", markersize=6)
         axis.set_title(title, fontsize=11)
