@@ -43,7 +43,7 @@ def made_up(monkeypatch):
     monkeypatch.setattr(leaderboard.results, "load", lambda name: {"rows": copy.deepcopy(rows)})
 
 
-@pytest.mark.parametrize("name", board.leaderboard.MODELS)
+@pytest.mark.parametrize("name", board.MODELS)
 def test_networks_have_about_as_many_parameters(name):
     model = board.MODELS[name]()
     assert 230_000 <= board.count_parameters(model) <= 250_000
@@ -51,7 +51,7 @@ def test_networks_have_about_as_many_parameters(name):
     assert logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", board.leaderboard.MODELS)
+@pytest.mark.parametrize("name", board.MODELS)
 def test_every_recipe_runs(few_scenes, name):
     entry = replace(board.entry("shapes", name, **board.SHAPES), steps=1)
     if entry.teacher:

@@ -12,7 +12,7 @@ and schedule are the same for all.
 | shapes | which of ten shapes stands in a scene of the default level; the same number of steps for all |
 | shapes, equal time | the same in the same processor time: cheap models take more steps |
 | digits | handwritten digits, enlarged; the same number of steps for all |
-| reach | the colour of the corner opposite the marked one (`lab.data.reach`); the same number of steps |
+| reach | the colour of the cell opposite the marked one (`lab.data.reach`); the same number of steps |
 
 `make results` computes the table; each row is a training from one seed.
 """
@@ -25,12 +25,17 @@ from typing import Any
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from . import pictures, results
+from . import catalogue, pictures, results
 
-MODELS = ("ViT", "ViT, convolutional stem", "CaiT", "XCiT", "MaxViT", "DeiT", "CNN")
+CNN = "CNN"  # the one model on it that the catalogue does not hold
 BASELINES = ("neighbours", "logistic regression")
 TASKS = ("shapes", "shapes, equal time", "digits", "reach")
 CHANCE = {"shapes": 0.1, "shapes, equal time": 0.1, "digits": 0.1, "reach": 0.25}
+
+
+def models() -> tuple[str, ...]:
+    """The names of the models on the leaderboard: those of the catalogue, then the CNN."""
+    return (*(name for row in catalogue.MODELS.values() for name in row.entrants), CNN)
 
 
 def rows(task: str) -> list[dict[str, Any]]:
@@ -57,7 +62,7 @@ def rows(task: str) -> list[dict[str, Any]]:
             if row["recipe"]["task"] == "shapes" and row["name"] in BASELINES
         ]
     found = []
-    for name in (*MODELS, *BASELINES):
+    for name in (*models(), *BASELINES):
         of_name = sorted((row for row in stored if row["name"] == name), key=lambda row: row["seed"])
         if not of_name:
             continue
@@ -89,7 +94,7 @@ def costs() -> dict[str, dict[str, float]]:
         for row in results.load("leaderboard")["rows"]
         if row["recipe"]["task"] == "cost"
     }
-    return {name: found[name] for name in MODELS if name in found}
+    return {name: found[name] for name in models() if name in found}
 
 
 def figure(highlight: str | None = None) -> Figure:
@@ -98,13 +103,13 @@ def figure(highlight: str | None = None) -> Figure:
     A point is one seed, a bar the interval of the mean, the dotted line what guessing reaches.
 
     Args:
-        highlight: one of MODELS or BASELINES, whose row is marked; None for none.
+        highlight: one of `models()` or BASELINES, whose row is marked; None for none.
 
     Raises:
         ValueError: for another name.
     """
     _check_name(highlight)
-    names = (*MODELS, *BASELINES)
+    names = (*models(), *BASELINES)
     drawing, axes = pyplot.subplots(
         1, len(TASKS), figsize=(pictures.WIDTH, 3.6), sharey=True, layout="compressed"
     )
@@ -121,7 +126,7 @@ def figure(highlight: str | None = None) -> Figure:
         axis.axvline(100 * CHANCE[task], color="0.4", linestyle=":", lw=1)
         if highlight:
             axis.axhspan(names.index(highlight) - 0.5, names.index(highlight) + 0.5, color="0.9", zorder=0)
-        axis.axhline(len(MODELS) - 0.5, color="0.6", lw=0.8)
+        axis.axhline(len(models()) - 0.5, color="0.6", lw=0.8)
         axis.set(title=task, xlim=(0, 103), xlabel="accuracy in %")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
@@ -135,7 +140,7 @@ def alt(highlight: str | None = None) -> str:
     """The leaderboard in words, made from its numbers.
 
     Args:
-        highlight: the row that is said first, one of MODELS or BASELINES.
+        highlight: the row that is said first, one of `models()` or BASELINES.
     """
     _check_name(highlight)
     lines = [
@@ -162,7 +167,7 @@ def show(highlight: str | None = None) -> None:
     """Show the leaderboard as one figure with a text alternative.
 
     Args:
-        highlight: one of MODELS or BASELINES, whose row is marked; None for none.
+        highlight: one of `models()` or BASELINES, whose row is marked; None for none.
 
     Raises:
         ValueError: for another name.
@@ -171,6 +176,6 @@ def show(highlight: str | None = None) -> None:
 
 
 def _check_name(highlight: str | None) -> None:
-    names = (*MODELS, *BASELINES)
+    names = (*models(), *BASELINES)
     if highlight is not None and highlight not in names:
         raise ValueError(f"there is no row {highlight!r}; there are {', '.join(map(repr, names))}")
