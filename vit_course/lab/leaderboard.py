@@ -45,9 +45,10 @@ def rows(task: str) -> list[dict[str, Any]]:
         task: one of TASKS.
 
     Returns:
-        A dictionary for each of MODELS, then BASELINES, that is measured: its "name"; "accuracy" of each
-        seed, in 0..1; their "mean" and "interval" (None for a single value); "steps" and "core_s", the mean
-        process time of a training; for DeiT the mean "teacher_core_s", which is not in core_s.
+        A dictionary for each of `models()`, then BASELINES, that is measured: its "name"; "accuracy" of each
+        seed, in 0..1; their "mean" and "half" the width of its 95 % t interval (None for a single value);
+        "steps" and "core_s", the mean process time of a training; for DeiT the mean "teacher_core_s", which
+        is not in core_s.
 
     Raises:
         ValueError: for another task.
@@ -71,7 +72,7 @@ def rows(task: str) -> list[dict[str, Any]]:
             "name": name,
             "accuracy": accuracy,
             "mean": mean(accuracy),
-            "interval": results.interval(accuracy) if len(accuracy) > 1 else None,
+            "half": results.half_interval(accuracy) if len(accuracy) > 1 else None,
             "steps": of_name[0]["recipe"].get("steps"),
             "core_s": mean(row["core_s"] for row in of_name),
         }
@@ -118,9 +119,9 @@ def figure(highlight: str | None = None) -> Figure:
             height = names.index(row["name"])
             is_marked = row["name"] == highlight
             colour = pictures.COLOURS[1] if is_marked else pictures.COLOURS[0]
-            if row["interval"]:
-                low, high = row["interval"]
-                axis.plot([100 * low, 100 * min(high, 1)], [height] * 2, color=colour, lw=5, alpha=0.3)
+            if row["half"]:
+                ends = [max(0, row["mean"] - row["half"]), min(1, row["mean"] + row["half"])]
+                axis.plot([100 * end for end in ends], [height] * 2, color=colour, lw=5, alpha=0.3)
             values = [100 * value for value in row["accuracy"]]
             axis.plot(values, [height] * len(values), "D" if is_marked else "o", ms=5, color=colour)
         axis.axvline(100 * CHANCE[task], color="0.4", linestyle=":", lw=1)
@@ -150,7 +151,7 @@ def alt(highlight: str | None = None) -> str:
     for task in TASKS:
         entries = sorted(rows(task), key=lambda row: row["name"] != highlight)
         said = "; ".join(
-            f"{row['name']} {100 * row['mean']:.1f}" + (f" ({_listed(row)})" if row["interval"] else "")
+            f"{row['name']} {100 * row['mean']:.1f}" + (f" ({_listed(row)})" if row["half"] else "")
             for row in entries
         )
         lines.append(
