@@ -40,6 +40,11 @@ class _ActivationTwice(FeedForward):
         return self.act(self.fc2(self.act(self.fc1(tokens))))
 
 
+class _ActivationFirst(FeedForward):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(self.fc1(self.act(tokens)))
+
+
 class _ActivationLast(FeedForward):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.act(self.fc2(self.fc1(tokens)))
@@ -74,6 +79,10 @@ FEED_FORWARD = Exercise(
                 "The GELU stands after the second layer too. What is added to the tokens may be negative as "
                 "well: it stands between the layers only."
             ),
+        ),
+        "activation first": Mistake(
+            _ActivationFirst,
+            says="The GELU stands before both layers; it belongs between them: self.act(self.fc1(tokens)).",
         ),
         "activation last": Mistake(
             _ActivationLast,
@@ -114,6 +123,30 @@ class _NoNorm(TransformerBlock):
         return tokens + self.mlp(tokens)
 
 
+class _NormAfterThePart(TransformerBlock):
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.norm1(self.attn(tokens))
+        return tokens + self.norm2(self.mlp(tokens))
+
+
+class _NoSecondNorm(TransformerBlock):
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(tokens)
+
+
+class _FirstNormTwice(TransformerBlock):
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm1(tokens))
+
+
+class _NoFirstResidual(TransformerBlock):
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
 class _NormalisedResidual(TransformerBlock):
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self.norm1(tokens)
@@ -150,7 +183,7 @@ TRANSFORMER_BLOCK = Exercise(
         ({"dim": 4, "heads": 2, "mlp_dim": 6}, _draw(0, (2, 5, 4))),
         ({"dim": 6, "heads": 1, "mlp_dim": 8}, _draw(1, (1, 3, 6))),
     ),
-    praise="Equations 2 and 3: each part reads normalised tokens, and its answer is added to the tokens.",
+    praise="Equations 2 and 3: each part reads normalised tokens, and its output is added to the tokens.",
     calls=forward,
     mistakes={
         "no residual": Mistake(
@@ -164,6 +197,10 @@ TRANSFORMER_BLOCK = Exercise(
             _OneResidual,
             says="The second half replaces the tokens. Add there too: tokens + self.mlp(…).",
         ),
+        "attention replaces the tokens": Mistake(
+            _NoFirstResidual,
+            says="The first half replaces the tokens. Add there too: tokens + self.attn(…).",
+        ),
         "post-norm": Mistake(
             _PostNorm,
             says=(
@@ -175,6 +212,21 @@ TRANSFORMER_BLOCK = Exercise(
             _NoNorm,
             says="The parts read the tokens as they are; let them read normalised ones, self.norm1(…).",
         ),
+        "norm after the part": Mistake(
+            _NormAfterThePart,
+            says=(
+                "You normalised what comes out of each part. In the ViT the norm stands before it: "
+                "self.attn(self.norm1(tokens))."
+            ),
+        ),
+        "no norm before the mlp": Mistake(
+            _NoSecondNorm,
+            says="The mlp reads the tokens as they are; let it read normalised ones, self.norm2(tokens).",
+        ),
+        "norm1 twice": Mistake(
+            _FirstNormTwice,
+            says="norm1 stands before both parts. The mlp has a norm of its own, self.norm2.",
+        ),
         "normalised tokens added to": Mistake(
             _NormalisedResidual,
             says=(
@@ -185,7 +237,7 @@ TRANSFORMER_BLOCK = Exercise(
         "old tokens in the second addition": Mistake(
             _OldTokens,
             says=(
-                "The second addition starts again from the tokens that came in. Add the mlp's answer to the "
+                "The second addition starts again from the tokens that came in. Add the mlp's output to the "
                 "tokens as they are after attention."
             ),
         ),
@@ -259,6 +311,12 @@ class _NoLastNorm(ViT):
         return self.head(self.blocks(tokens)[:, 0])
 
 
+class _NormBeforeTheBlocks(ViT):
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = torch.cat(_sequence(self, images), dim=1) + self.pos_embed
+        return self.head(self.blocks(self.norm(tokens))[:, 0])
+
+
 class _MeanOfAll(ViT):
     def forward(self, images: Tensor) -> Tensor:
         tokens = torch.cat(_sequence(self, images), dim=1) + self.pos_embed
@@ -324,6 +382,10 @@ VIT = Exercise(
         "no last norm": Mistake(
             _NoLastNorm,
             says="Equation 4 is missing: self.norm stands between the last block and the head.",
+        ),
+        "norm before the blocks": Mistake(
+            _NormBeforeTheBlocks,
+            says="self.norm stands before the blocks; it follows them: self.norm(self.blocks(tokens)).",
         ),
         "mean of all tokens": Mistake(
             _MeanOfAll,
@@ -419,7 +481,8 @@ ENCODE = Exercise(
             says="You read out token 0. encode returns all tokens; forward_head chooses among them.",
         ),
         "no blocks": Mistake(
-            _encode_no_blocks, says="The tokens are joined and placed, but self.blocks has not seen them yet."
+            _encode_no_blocks,
+            says="The tokens are joined and placed, but they have not passed through self.blocks.",
         ),
     },
 )
@@ -521,7 +584,7 @@ POST_NORM_BLOCK = Exercise(
             _old_tokens,
             says=(
                 "The second addition starts again from the tokens that came in, so the first half reaches "
-                "the output only through the mlp. Add mlp's answer to the tokens as they are after norm1."
+                "the output only through the mlp. Add the mlp's output to the tokens as they are after norm1."
             ),
         ),
         "mlp beside attention": Mistake(
@@ -721,7 +784,9 @@ def _assembled(
     scale: float = 1.0,
     packing: str = "b n (qkv h k) -> qkv b h n k",
     activation: Callable[[Tensor], Tensor] = F.gelu,
+    norms: tuple[str, str] = ("norm1", "norm2"),
     attention_residual: bool = True,
+    mlp_residual: bool = True,
     last_norm: bool = True,
     pool: str = "cls",
 ) -> Tensor:
@@ -743,13 +808,14 @@ def _assembled(
     heads = heads or x.shape[-1] // _HEAD_WIDTH
     block = 0
     while (name := f"blocks.{block}") + ".norm1.weight" in weights:
-        joint = linear(f"{name}.attn.qkv", norm(f"{name}.norm1", x))
+        joint = linear(f"{name}.attn.qkv", norm(f"{name}.{norms[0]}", x))
         q, k, v = rearrange(joint, packing, qkv=3, h=heads)
         update = rearrange(attention(scale * q, k, v)[0], "b h n k -> b n (h k)")
         update = linear(f"{name}.attn.proj", update)
         x = x + update if attention_residual else update
-        hidden = activation(linear(f"{name}.mlp.fc1", norm(f"{name}.norm2", x)))
-        x = x + linear(f"{name}.mlp.fc2", hidden)
+        hidden = activation(linear(f"{name}.mlp.fc1", norm(f"{name}.{norms[1]}", x)))
+        update = linear(f"{name}.mlp.fc2", hidden)
+        x = x + update if mlp_residual else update
         block += 1
     if last_norm:
         x = norm("norm", x)
@@ -819,6 +885,13 @@ MY_VIT = Exercise(
                 "PyTorch's default is 1e-5."
             ),
         ),
+        "no eps": Mistake(
+            _variant(eps=0.0),
+            says=(
+                "Right for tokens of ordinary size, wrong for faint ones: the norms divide by "
+                "√(variance + eps), with eps 1e-6."
+            ),
+        ),
         "one head": Mistake(
             _variant(heads=1),
             says="You have one head. Published ViTs have heads of width 64: dim // 64 of them.",
@@ -842,9 +915,18 @@ MY_VIT = Exercise(
             _variant(activation=partial(F.gelu, approximate="tanh")),
             says="That is the tanh approximation of the GELU; the ViT has the exact one, F.gelu(x).",
         ),
+        "ReLU": Mistake(_variant(activation=F.relu), says="That is a ReLU; the ViT has a GELU, F.gelu(x)."),
         "no residual around attention": Mistake(
             _variant(attention_residual=False),
-            says="The answer of attention replaced the tokens; it is added to them.",
+            says="Attention's output replaced the tokens; it is added to them.",
+        ),
+        "no residual around the mlp": Mistake(
+            _variant(mlp_residual=False),
+            says="The mlp's output replaced the tokens; it is added to them.",
+        ),
+        "norms swapped": Mistake(
+            _variant(norms=("norm2", "norm1")),
+            says="norm1 and norm2 changed places: norm1 belongs to attention, norm2 to the mlp.",
         ),
         "no last norm": Mistake(
             _variant(last_norm=False),
