@@ -150,6 +150,23 @@ class _NoResidual(LayerScaleBlock):
         return self.ls2(self.mlp(self.norm2(self.ls1(self.attn(self.norm1(tokens))))))
 
 
+class _FirstNormTwice(LayerScaleBlock):
+    def forward(self, tokens):
+        tokens = residual(tokens, self.norm1, self.attn, self.ls1)
+        return residual(tokens, self.norm1, self.mlp, self.ls2)
+
+
+class _SecondScaleMissing(LayerScaleBlock):
+    def forward(self, tokens):
+        tokens = residual(tokens, self.norm1, self.attn, self.ls1)
+        return residual(tokens, self.norm2, self.mlp)
+
+
+class _AttentionOnly(LayerScaleBlock):
+    def forward(self, tokens):
+        return residual(tokens, self.norm1, self.attn, self.ls1)
+
+
 def _block_case(seed: int, b: int, n: int, d: int) -> tuple:
     attention = MultiHeadAttention(dim=d, heads=2)
     return {"attn": attention, "dim": d, "mlp_dim": 2 * d, "init": 0.1}, _draw(seed, (b, n, d))
@@ -200,6 +217,15 @@ LAYER_SCALE_BLOCK = Exercise(
         "no residual": Mistake(
             _NoResidual, says="The branches are right, but they replace the tokens. Add each to them."
         ),
+        "the first norm twice": Mistake(
+            _FirstNormTwice, says="Both branches have norm1. The feed-forward branch has its own, norm2."
+        ),
+        "the second scale missing": Mistake(
+            _SecondScaleMissing, says="Attention is scaled, the feed-forward layer is not: ls2 is missing."
+        ),
+        "attention only": Mistake(
+            _AttentionOnly, says="The first branch is right; the second, the feed-forward layer, is missing."
+        ),
     },
     calls=forward,
 )
@@ -236,6 +262,10 @@ def _added_to_the_maps(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return maps + mix_heads(maps, weight, bias)
 
 
+def _bias_for_every_old_head(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return mix_heads(maps, weight, len(bias) * bias)
+
+
 MIX_HEADS = Exercise(
     name="mix_heads",
     solution=mix_heads,
@@ -266,6 +296,10 @@ MIX_HEADS = Exercise(
         "shares": Mistake(
             _shares,
             says="The entries of weight are used as they are: they may be negative and need not sum to one.",
+        ),
+        "bias in the inner loop": Mistake(
+            _bias_for_every_old_head,
+            says="You added the bias once for every old head. It comes once, after the sum over h.",
         ),
         "added": Mistake(_added_to_the_maps, says="You added the old maps. The mixture takes their place."),
     },
@@ -500,6 +534,16 @@ class _NotMerged(ClassAttention):
         return attend(q, k, v)[0].transpose(1, 2).flatten(2)
 
 
+class _ProjectedTwice(_Reading):
+    def forward(self, tokens):
+        return self.proj(super().forward(tokens))
+
+
+class _OneHead(_Reading):
+    def forward(self, tokens):
+        return self.proj(attend(self.q(tokens[:, :1]), self.k(tokens), self.v(tokens))[0])
+
+
 class _ClassTokenAdded(ClassAttention):
     def forward(self, tokens):
         return tokens[:, :1] + super().forward(tokens)
@@ -539,6 +583,12 @@ CLASS_ATTENTION = Exercise(
         "not merged": Mistake(
             _NotMerged,
             says="The heads stand side by side; proj, which mixes them, is missing: self.merge does both.",
+        ),
+        "projected twice": Mistake(
+            _ProjectedTwice, says="You applied proj twice: self.merge already contains it."
+        ),
+        "one head": Mistake(
+            _OneHead, says="You have one wide head. self.split makes `heads` of them, self.merge joins them."
         ),
         "class token added": Mistake(
             _ClassTokenAdded,
@@ -638,6 +688,37 @@ class _AllFed(ClassAttentionBlock):
         return residual(torch.cat([class_token, tokens[:, 1:]], dim=1), self.norm2, self.mlp, self.ls2)
 
 
+class _ReadsItselfOnly(_ClassBlock):
+    def read(self, tokens):
+        return residual(tokens[:, :1], self.norm1, self.attn, self.ls1)
+
+
+class _AddedToTheNorm(_ClassBlock):
+    def read(self, tokens):
+        normalised = self.norm1(tokens)
+        return normalised[:, :1] + self.ls1(self.attn(normalised))
+
+
+class _PatchesComeNormalised(ClassAttentionBlock):
+    def forward(self, tokens):
+        return torch.cat([super().forward(tokens)[:, :1], self.norm1(tokens)[:, 1:]], dim=1)
+
+
+class _NotFed(_ClassBlock):
+    def feed(self, class_token, tokens):
+        return class_token
+
+
+class _FirstClassNormTwice(_ClassBlock):
+    def feed(self, class_token, tokens):
+        return class_token + self.ls2(self.mlp(self.norm1(class_token)))
+
+
+class _OldTokenForgotten(_ClassBlock):
+    def read(self, tokens):
+        return self.ls1(self.attn(self.norm1(tokens)))
+
+
 _CLASS_BLOCK = {"heads": 2, "mlp_dim": 6, "init": 0.1}
 CLASS_ATTENTION_BLOCK = Exercise(
     name="ClassAttentionBlock",
@@ -690,6 +771,32 @@ CLASS_ATTENTION_BLOCK = Exercise(
                 "What the class token read was added to the patches as well: (b, 1, d) added to "
                 "(b, 1 + n, d) goes to every token, without any error. Add it to tokens[:, :1] only."
             ),
+        ),
+        "read itself only": Mistake(
+            _ReadsItselfOnly,
+            says=(
+                "Your class token attends to itself alone: attention was given tokens[:, :1]. Give it all of "
+                "them, normalised: self.attn(self.norm1(tokens))."
+            ),
+        ),
+        "added to the norm": Mistake(
+            _AddedToTheNorm,
+            says="You added to the normalised class token. The sum starts from tokens[:, :1] as it came in.",
+        ),
+        "patches come back normalised": Mistake(
+            _PatchesComeNormalised,
+            says="The class token is right, but the patches come back normalised: join tokens[:, 1:] to it.",
+        ),
+        "no mlp": Mistake(
+            _NotFed, says="The class token has read; its feed-forward layer, the second branch, is missing."
+        ),
+        "the first norm twice": Mistake(
+            _FirstClassNormTwice,
+            says="Both branches have norm1. The feed-forward branch has its own, norm2.",
+        ),
+        "first sum missing": Mistake(
+            _OldTokenForgotten,
+            says="What attention reads replaces the class token. Add it: tokens[:, :1] + ...",
         ),
         "mlp on all tokens": Mistake(
             _AllFed,
@@ -808,6 +915,42 @@ def _not_rescaled(
     return tokens
 
 
+def _rescaled_in_evaluation_too(
+    tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
+) -> Tensor:
+    for branch, draw in zip(branches, draws, strict=True):
+        kept = (draw >= rate)[:, None, None] if training else 1
+        tokens = tokens + branch(tokens) * kept / (1 - rate)
+    return tokens
+
+
+def _only_a_draw_for_each(
+    tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
+) -> Tensor:
+    return _not_rescaled(tokens, branches, rate, draws, True)
+
+
+def _only_evaluation_mended(
+    tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
+) -> Tensor:
+    return _not_rescaled(tokens, branches, rate, draws[:, :1].expand_as(draws), training)
+
+
+def _multiplied_by_the_share(
+    tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
+) -> Tensor:
+    for branch, draw in zip(branches, draws, strict=True):
+        change = branch(tokens)
+        tokens = tokens + (change * (draw >= rate)[:, None, None] * (1 - rate) if training else change)
+    return tokens
+
+
+def _nothing_in_evaluation(
+    tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
+) -> Tensor:
+    return layer_drop(tokens, branches, rate, draws, training) if training else tokens
+
+
 def _scaled_in_evaluation(
     tokens: Tensor, branches: list[Callable], rate: float, draws: Tensor, training: bool
 ) -> Tensor:
@@ -889,6 +1032,35 @@ LAYER_DROP = Exercise(
                 "which keeps all, adds more than the layers behind ever saw in training."
             ),
         ),
+        "enlarged in evaluation too": Mistake(
+            _rescaled_in_evaluation_too,
+            says=(
+                "Training is right. In evaluation nothing is dropped, so nothing is to be made up for: "
+                "divide by 1 - rate in training only."
+            ),
+        ),
+        "only a draw for each": Mistake(
+            _only_a_draw_for_each,
+            says=(
+                "One of three mended: each sample follows its own draw. What is kept is not yet rescaled, "
+                "and `training` is not yet used."
+            ),
+        ),
+        "only evaluation mended": Mistake(
+            _only_evaluation_mended,
+            says=(
+                "One of three mended: evaluation keeps all. In training all samples still follow the first "
+                "one's draw, and what is kept is not rescaled."
+            ),
+        ),
+        "multiplied by the share": Mistake(
+            _multiplied_by_the_share,
+            says="You multiplied by 1 - rate. What is kept must make up for what is not: divide by it.",
+        ),
+        "nothing in evaluation": Mistake(
+            _nothing_in_evaluation,
+            says="Training is right. In evaluation you leave out all branches; it takes them all.",
+        ),
         "rescaled in evaluation": Mistake(
             _scaled_in_evaluation,
             says=(
@@ -958,6 +1130,10 @@ def _one_key_for_the_prefix(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Ten
     return attend(q[:, :, :prefix], k[:, :, prefix - 1 :], v[:, :, prefix - 1 :])[0]
 
 
+def _class_tokens_among_themselves(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Tensor:
+    return attend(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix])[0]
+
+
 def _unscaled(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Tensor:
     return attend(q[:, :, :prefix] * q.shape[-1] ** 0.5, k, v)[0]
 
@@ -979,7 +1155,11 @@ SEVERAL_CLASS_TOKENS = Exercise(
             _first_for_all, says="All class tokens got what the first one read. Each has a query of its own."
         ),
         "all tokens attend": Mistake(
-            _everyone, says="The patches attend too. They have no query in the class stage: q[:, :, :prefix]."
+            _everyone,
+            says=(
+                "The patches attend too. They have no query in the class stage; cut q along its tokens, the "
+                "third axis: q[:, :, :prefix]."
+            ),
         ),
         "patches only": Mistake(
             _patches_only,
@@ -991,6 +1171,10 @@ SEVERAL_CLASS_TOKENS = Exercise(
                 "Your class tokens do not see each other. That can be wanted, but class attention takes all "
                 "tokens as keys, every class token among them."
             ),
+        ),
+        "among themselves": Mistake(
+            _class_tokens_among_themselves,
+            says="Your class tokens read only each other. Cut q alone: k and v stay whole.",
         ),
         "one class token among the keys": Mistake(
             _one_key_for_the_prefix,
