@@ -89,6 +89,7 @@ results: $(BENCHABLE)
 	$(BIN)/python benchmarks/results.py
 	$(BIN)/python benchmarks/zoo.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/max_vit.py
 
 clean:
 	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache .mypy_cache

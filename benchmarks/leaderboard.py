@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -34,28 +34,9 @@ from vit_course.attention import record_attention
 from vit_course.distillation import DistillationLoss
 from vit_course.lab import catalogue, leaderboard, results
 from vit_course.lab.data import normalise
-from vit_course.patching import ConvStem
 from vit_course.training import augment, eval_mode, evaluate, fit
 
 # --- The networks -------------------------------------------------------------------------------------------
-
-
-def network(name: str, **changes: object) -> nn.Module:
-    """A small network of the catalogue for pictures of 32 × 32 pixels and ten classes.
-
-    Args:
-        name: of the model in the catalogue.
-        changes: of the arguments of its small form; patches of 8 pixels but where they say otherwise.
-    """
-    row = catalogue.MODELS[name]
-    sizes = {"image_size": 32, "patch_size": 8} if row.features == "tokens" else {}
-    return row.kind(**sizes | {"num_classes": 10} | (row.small or {}) | changes)
-
-
-def stem_vit(patch_size: int) -> nn.Module:
-    """The small ViT of the catalogue behind the convolutional stem."""
-    stem = ConvStem(patch_size=patch_size, dim=64)
-    return network("ViT", patch_size=patch_size, patch_embedding=stem)
 
 
 def convolutions(widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Module:
@@ -71,18 +52,17 @@ def convolutions(widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Module
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
 
 
-_TOKENS = {"dim": 64, "heads": 2, "mlp_dim": 224}
+def build(kind: type[nn.Module], entrant: catalogue.Entrant) -> nn.Module:
+    """A network of the leaderboard."""
+    return kind(**entrant.arguments())
+
+
+VIT, CNN, DEIT = "ViT, convolutional stem", leaderboard.CNN, "DeiT"
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "ViT": lambda: network("ViT", **_TOKENS, depth=5),
-    "ViT, convolutional stem": lambda: stem_vit(8),
-    "CaiT": lambda: network("CaiT", **_TOKENS, depth=4),
-    "XCiT": lambda: network("XCiT"),
-    "MaxViT": lambda: network("MaxViT", dim=36, depth=(1, 1), dim_head=12),
-    "CNN": lambda: convolutions((16, 32, 64, 112, 144), (1, 2, 1, 2, 1)),
-    "DeiT": lambda: network("DistilledViT", **_TOKENS, depth=5),
-    "ViT, convolutional stem, 4 × 4 patches": lambda: stem_vit(4),
-}
-VIT, CNN, DEIT = "ViT, convolutional stem", "CNN", "DeiT"
+    name: partial(build, row.kind, entrant)
+    for row in catalogue.MODELS.values()
+    for name, entrant in row.entrants.items()
+} | {CNN: lambda: convolutions((16, 32, 64, 112, 144), (1, 2, 1, 2, 1))}
 
 # --- One training -------------------------------------------------------------------------------------------
 
@@ -101,7 +81,6 @@ class Training:
     crop: float = 1.0  # smallest share of the area that `augment` keeps
     rotation: float = 180.0
     flip: bool = True
-    images: int | None = None  # how many labelled images there are; None for all
     precision: str = "medium"  # of float32 products: see torch.set_float32_matmul_precision
 
     @property
@@ -119,7 +98,6 @@ class Training:
         """
         torch.set_float32_matmul_precision(self.precision)
         train, test = image_sets(self.data, validation)
-        train = train[: self.images]
 
         def batches(generator: torch.Generator) -> tuple[Tensor, Tensor]:
             images, labels = train.sample(self.batch, generator)
@@ -326,7 +304,7 @@ def step_costs(steps: int = 12, rounds: int = 3) -> dict[str, float]:
     All models are timed in turn, so that a machine that slows down slows all of them. A teacher answers in
     the step; its training is not counted.
     """
-    times: dict[str, list[float]] = {name: [] for name in leaderboard.MODELS}
+    times: dict[str, list[float]] = {name: [] for name in MODELS}
     for _ in range(rounds + 1):
         for name, of_model in times.items():
             loss = DistillationLoss(MODELS[CNN](), kind="hard") if name == DEIT else None
@@ -346,17 +324,10 @@ RATES = dict.fromkeys(MODELS, 2e-3)
 SHAPES = dict(data="default", steps=800)
 REACH = dict(data="reach", steps=800, rotation=0.0, flip=False)
 DIGITS = dict(data="digits", steps=400, crop=0.7, rotation=15.0, flip=False)
-# Steps that take about 40 core-seconds, rounded to ten: by the process time of the rows "learning rate" and,
-# for DeiT, of its first row of the column "shapes". Its teacher's training is not in them.
+# The steps of the CNN that take as long as those of the entrants.
 EQUAL_TIME = {
-    "ViT": 1080,
-    "ViT, convolutional stem": 920,
-    "CaiT": 960,
-    "XCiT": 690,
-    "MaxViT": 280,
-    "DeiT": 550,
-    "CNN": 400,
-}
+    name: entrant.steps for row in catalogue.MODELS.values() for name, entrant in row.entrants.items()
+} | {CNN: 400}
 
 
 def entry(task: str, model: str, **recipe: Any) -> Entry:
@@ -377,7 +348,7 @@ class Board(Table):
 
 COLUMNS = {"shapes": SHAPES, "reach": REACH, "digits": DIGITS, "shapes, equal time": SHAPES}
 # The CNN first: it is DeiT's teacher.
-ORDER = (CNN, DEIT, *(name for name in leaderboard.MODELS if name not in (CNN, DEIT)))
+ORDER = (CNN, DEIT, *(name for name in MODELS if name not in (CNN, DEIT)))
 BOARD = Board(
     "The leaderboard: shapes, reach and digits",
     several=tuple(entry(task, name, **recipe) for task, recipe in COLUMNS.items() for name in ORDER),
@@ -388,7 +359,7 @@ BOARD = Board(
             if task != "shapes, equal time"
             for baseline in (PIXELS, REGRESSION)
         ),
-        *(Cost(name) for name in leaderboard.MODELS),
+        *(Cost(name) for name in MODELS),
         *(
             entry("learning rate", name, **SHAPES | {"steps": SWEEP_STEPS, "lr": lr, "validation": True})
             for name in ORDER

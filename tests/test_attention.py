@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.attention import noise
-from support.parity import DIFFERENT, SAME, relative_error
 
 from vit_course.attention import MultiHeadAttention, attention
+from vit_course.lab.parity import DIFFERENT, SAME, relative_error
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from support.attention import PATHS, force, noise, random_attention, random_vit
-from support.parity import SAME, randomise, relative_error
 from torch import nn
 
 from vit_course import attention as module
 from vit_course.attention import MultiHeadAttention, record_attention
+from vit_course.lab.parity import SAME, randomise, relative_error
 
 
 @PATHS

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.attention import PATHS, force, noise, random_attention, random_vit
-from support.parity import SAME, relative_error
 from torch import Tensor, nn
 
 from vit_course.attention import AttentionLayer, record_attention
+from vit_course.lab.parity import SAME, relative_error
 
 
 @PATHS

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from support.attention import SMALL, noise, random_vit
-from support.parity import DIFFERENT, relative_error
 from torch import Tensor
 
 from vit_course.attention import AttentionLayer, record_attention, rollout
+from vit_course.lab.parity import DIFFERENT, relative_error
 from vit_course.vit import SimpleViT
 
 

@@ -17,7 +17,7 @@ from vit_course.lab.data import shapes
 
 @pytest.fixture
 def two_rows() -> tables.Table:
-    short = results.Training(
+    short = leaderboard.Training(
         "digits", "ViT", steps=2, crop=0.7, rotation=15.0, flip=False, precision="highest"
     )
     return tables.Table("Short", several=(short,), single=(results.Baseline("digits", results.PIXELS),))
@@ -30,9 +30,9 @@ def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
     assert [(row["name"], row["seed"]) for row in first] == [(results.PIXELS, 0), ("ViT", 0)]
 
     computed = []
-    train = results.Training.run
+    train = leaderboard.Training.run
     monkeypatch.setattr(
-        results.Training, "run", lambda self, seed: computed.append(seed) or train(self, seed)
+        leaderboard.Training, "run", lambda self, seed: computed.append(seed) or train(self, seed)
     )
     tables.make(two_rows, path, seeds=[0, 1])
     assert computed == [1]  # seed 0 and the baseline were stored
@@ -97,7 +97,7 @@ def test_load_names_the_tables_there_are():
 @pytest.mark.parametrize("do", bench.WORK.values(), ids=bench.WORK)
 @pytest.mark.parametrize("precision", bench.PRECISIONS)
 def test_a_switch_holds_for_its_row_only(precision, do):
-    family = bench.Family({bench.OURS: leaderboard.MODELS[results.VIT]}, batch=2, image_size=32)
+    family = bench.Family({bench.OURS: leaderboard.MODELS[leaderboard.VIT]}, batch=2, image_size=32)
     with bench.PRECISIONS[precision]():
         do(family.build(bench.OURS), family.images())
     assert torch.get_float32_matmul_precision() == "highest"
@@ -135,7 +135,7 @@ def test_a_library_that_is_not_there_gets_a_row_that_says_so(monkeypatch):
     def is_not_built():
         raise AssertionError("what is not installed cannot be built")
 
-    both = {bench.OURS: leaderboard.MODELS[results.VIT], "no-such-library": is_not_built}
+    both = {bench.OURS: leaderboard.MODELS[leaderboard.VIT], "no-such-library": is_not_built}
     monkeypatch.setitem(bench.FAMILIES, "small", bench.Family(both, batch=2, image_size=32))
     rows = bench.measure("small", rounds=1, threads=1, memory=False)
     assert [row.library for row in rows] == [bench.OURS] * len(bench.PRECISIONS) + ["no-such-library"]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.parity import DIFFERENT, SAME, randomise, relative_error
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +19,7 @@ from vit_course.cait import (
     mix_heads,
 )
 from vit_course.lab.catalogue import MODELS
+from vit_course.lab.parity import DIFFERENT, SAME, randomise, relative_error
 
 SMALL = MODELS["CaiT"].tiny
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 7}

@@ -6,7 +6,6 @@ from types import MethodType
 import pytest
 import timm
 import torch
-from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from timm.models.cait import Cait
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from vit_course.cait import (
     TalkingHeadsAttention,
 )
 from vit_course.lab.catalogue import MODELS
+from vit_course.lab.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from vit_course.lab.pretrained import from_timm
 
 SMALL = MODELS["CaiT"].tiny

@@ -10,12 +10,12 @@ import readme
 import torch
 from layout import ROOT
 from support import models, objectives
-from support.parity import SAME, relative_error
 from support.toy import FORGETS, Toy, add_toy
 from torch import nn
 
-from vit_course.lab import pretrained
+from vit_course.lab import leaderboard, pretrained
 from vit_course.lab.catalogue import FOREIGN, MODELS, OBJECTIVES, Published, Row
+from vit_course.lab.parity import SAME, relative_error
 
 PUBLISHED = {name: (row, size) for row in MODELS.values() for name, size in row.published.items()}
 TWINS = {
@@ -97,6 +97,10 @@ def test_a_new_row_is_timed(toy: Row) -> None:
     family = bench.families()["Toy-T"]
     assert list(family.libraries) == [bench.OURS, "timm"] and (family.batch, family.image_size) == (2, 16)
     assert type(family.build(bench.OURS)) is Toy
+
+
+def test_a_new_row_stands_on_the_leaderboard(toy: Row) -> None:
+    assert leaderboard.models()[-2:] == ("Toy", "CNN")
 
 
 def test_a_new_row_stands_in_the_readme(toy: Row) -> None:

@@ -7,11 +7,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parity import relative_error
 from support.unlabelled import crops_of, draw, same, slow_view_loss, small_dino
 from torch import Tensor
 
 from vit_course.dino import DINOLoss, dino_loss
+from vit_course.lab.parity import relative_error
 
 
 @pytest.mark.parametrize("views, global_views", [(2, 2), (3, 2), (6, 2), (10, 2), (4, 1), (5, 3)])

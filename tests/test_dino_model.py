@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parity import DIFFERENT, relative_error
 from support.unlabelled import (
     BACKBONES,
     HEAD,
@@ -32,6 +31,7 @@ from vit_course.dino import (
     SelfDistillation,
     batch_by_size,
 )
+from vit_course.lab.parity import DIFFERENT, relative_error
 from vit_course.max_vit import MaxViT
 from vit_course.training import fit
 from vit_course.vit import ViT

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parity import DIFFERENT, randomise
 from support.unlabelled import HEAD, crops_of, draw, slow_uniformity, slow_view_loss, small_dino, small_vit
 from torch import Tensor, nn
 
 from vit_course import dino
 from vit_course.dino import DINO, DINOLoss, SelfDistillation, dino_loss, uniformity
 from vit_course.es_vit import EsViT, EsViTLoss
+from vit_course.lab.parity import DIFFERENT, randomise
 
 
 def apart(*shape: int) -> Tensor:

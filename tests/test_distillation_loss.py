@@ -7,11 +7,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from support.distillation import TINY, Fixed, cnn_teacher, images, small_vit, suited, timm_vit
-from support.parity import SAME, randomise, relative_error
 from timm.task import LogitDistillationTask, TokenDistillationTask
 from torch import Tensor, nn
 
 from vit_course.distillation import DistillationLoss
+from vit_course.lab.parity import SAME, randomise, relative_error
 from vit_course.lab.pretrained import from_timm
 
 

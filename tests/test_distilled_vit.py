@@ -8,11 +8,11 @@ import pytest
 import timm
 import torch
 from support.distillation import images, small_vit, suited, timm_vit
-from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from torch import Tensor, nn
 
 from vit_course.attention import record_attention
 from vit_course.distillation import DistilledViT
+from vit_course.lab.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from vit_course.lab.pretrained import from_timm
 from vit_course.patching import ConvStem
 from vit_course.vit import ViT

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parity import DIFFERENT, relative_error
 from support.regions import clear_case, slow_region_loss
 from support.unlabelled import slow_view_loss
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from vit_course import es_vit
 from vit_course.dino import DINOHead
 from vit_course.es_vit import EsViT, EsViTLoss, best_match, region_loss
+from vit_course.lab.parity import DIFFERENT, relative_error
 
 
 def fast_steps(model: EsViT, loss: EsViTLoss, steps: list[list[Tensor]]) -> list[Tensor]:

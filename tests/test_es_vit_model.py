@@ -6,7 +6,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from support.parity import DIFFERENT, relative_error
 from support.regions import clear_case, small_es_vit
 from support.unlabelled import HEAD, REFUSED_CROPS, SMALL, crops_of, draw, same
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from vit_course import dino
 from vit_course.dino import DINO, DINOHead, SelfDistillation
 from vit_course.es_vit import EsViT, EsViTLoss, region_loss
+from vit_course.lab.parity import DIFFERENT, relative_error
 from vit_course.max_vit import MaxViT
 from vit_course.vit import ViT
 

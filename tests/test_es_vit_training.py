@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.parity import DIFFERENT, relative_error
 from support.regions import clear_case, small_es_vit
 from support.unlabelled import (
     BACKBONES,
@@ -24,6 +23,7 @@ from torch import Tensor
 from vit_course import dino
 from vit_course.dino import DINOSchedule, MultiCrop, SelfDistillation, uniformity
 from vit_course.es_vit import EsViT, EsViTLoss
+from vit_course.lab.parity import DIFFERENT, relative_error
 from vit_course.training import fit
 from vit_course.vit import ViT
 

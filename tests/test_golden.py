@@ -6,7 +6,8 @@ import pytest
 import torch
 from support import golden
 from support.models import CASES
-from support.parity import relative_error
+
+from vit_course.lab.parity import relative_error
 
 UNMOVED = 1e-6  # in double precision: what is computed in another order is the same
 

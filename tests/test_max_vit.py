@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.max_vit import adding, suited, torchvision_max_vit
-from support.parity import SAME, disagreement, randomise, relative_error
 from torch import nn
 from torchvision.models import maxvit_t, swin_t
 from torchvision.models.maxvit import MaxVit
 
 from vit_course.attention import record_attention
+from vit_course.lab.parity import SAME, disagreement, randomise, relative_error
 from vit_course.lab.pretrained import from_torchvision
 from vit_course.max_vit import MaxViT
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from einops import rearrange
 from support.max_vit import images, small
-from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl, grid_partition, window_partition
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +14,7 @@ from torchvision.models.maxvit import _get_relative_position_index
 from torchvision.ops import SqueezeExcitation as TorchvisionSqueezeExcitation
 
 from vit_course.attention import record_attention
+from vit_course.lab.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from vit_course.max_vit import (
     MBConv,
     MBConvResidual,

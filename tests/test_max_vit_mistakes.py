@@ -7,9 +7,9 @@ import pytest
 import torch
 from einops import rearrange
 from support.max_vit import adding, suited, torchvision_max_vit
-from support.parity import DIFFERENT, SAME, disagreement, randomise
 from torch import Tensor, nn
 
+from vit_course.lab.parity import DIFFERENT, SAME, disagreement, randomise
 from vit_course.lab.pretrained import from_torchvision
 from vit_course.max_vit import MaxViT, MBConv, SqueezeExcitation, WindowAttention, WindowTransformerBlock
 

@@ -34,11 +34,6 @@ def test_window_attention_wants_windows() -> None:
 
 
 def test_seeds_are_compared_in_pairs() -> None:
-    assert pictures.max_vit.paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.6]) == pytest.approx((0.1, 0.0), abs=1e-9)
-    difference, half = pictures.max_vit.paired([0.1, 0.2, 0.3], [0.0, 0.0, 0.0])
-    assert difference == pytest.approx(0.2) and half == pytest.approx(4.303 * 0.1 / 3**0.5)
-    with pytest.raises(ValueError, match="three seeds"):
-        pictures.max_vit.paired([0.1], [0.2])
     rows = {"a": [0.1, 0.2, 0.3], "b": [0.3, 0.4, 0.5]}
     words = [text.get_text() for text in pictures.max_vit.seeds(rows, "right", "a").axes[0].texts]
     assert words == ["20.0%", "40.0%  (+20.0 ± 0.0)"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.models import CASES, images, together
-from support.parity import SAME, relative_error
 from torch import nn
 
 from vit_course.attention import record_attention
+from vit_course.lab.parity import SAME, relative_error
 from vit_course.patching import patch_grid
 from vit_course.training import eval_mode
 

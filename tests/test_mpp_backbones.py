@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from support.masked import colours, seeded, small_mpp
 from support.models import CASES
-from support.parity import relative_error
 from support.unlabelled import SMALL
 from timm.models import VisionTransformer
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 
 from vit_course.lab.catalogue import FOREIGN
 from vit_course.lab.data import MEAN, STD, normalise
+from vit_course.lab.parity import relative_error
 from vit_course.lab.pretrained import adapt
 from vit_course.max_vit import MaxViT
 from vit_course.mpp import MPP

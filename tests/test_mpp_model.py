@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.masked import colours, seeded, slow_corrupt, slow_labels, small_mpp
-from support.parity import relative_error
 from support.unlabelled import SMALL
 from torch import Tensor, nn
 
 from vit_course.lab.data import MEAN, STD, normalise, photos
+from vit_course.lab.parity import relative_error
 from vit_course.mpp import MPP, draw_corruption, mean_colour_labels
 from vit_course.training import fit
 from vit_course.vit import ViT

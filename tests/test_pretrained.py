@@ -9,13 +9,13 @@ import pytest
 import timm
 import torch
 import torchvision
-from support.parity import SAME, disagreement, relative_error
 from support.pretrained_models import STEM, images, timm_vit, torchvision_vit
 from timm.models import VisionTransformer
 from torch import nn
 from torchvision.models.maxvit import MaxVit
 
 from vit_course.attention import MultiHeadAttention
+from vit_course.lab.parity import SAME, disagreement, relative_error
 from vit_course.lab.pretrained import adapt, from_timm, from_torchvision
 from vit_course.vit import ViT
 

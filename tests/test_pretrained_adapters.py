@@ -8,12 +8,12 @@ from contextlib import nullcontext
 import pytest
 import timm
 import torch
-from support.parity import DIFFERENT, SAME, randomise, relative_error
 from support.pretrained_models import STEM, TINY, images, timm_vit, torchvision_vit
 from torch import nn
 
 from vit_course.attention import record_attention, rollout
 from vit_course.lab.explorer import AttentionExplorer
+from vit_course.lab.parity import DIFFERENT, SAME, randomise, relative_error
 from vit_course.lab.pretrained import adapt, from_timm, from_torchvision
 from vit_course.vit import Backbone, SimpleViT, ViT
 

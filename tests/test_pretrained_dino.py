@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.parity import SAME, disagreement, randomise
 from support.pretrained_models import images
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from vit_course.lab.parity import SAME, disagreement, randomise
 from vit_course.lab.pretrained import from_dino
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 0}

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.max_vit import images, small
-from support.parity import randomise
 from torch import Tensor, nn
 
+from vit_course.lab.parity import randomise
 from vit_course.max_vit import Pyramid, SqueezeExcitation, WindowAttention, relative_position_index
 
 

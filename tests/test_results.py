@@ -13,7 +13,7 @@ def test_every_stored_table_can_be_read(name):
 
 
 def test_an_unknown_table_is_answered_with_those_there_are():
-    with pytest.raises(ValueError, match="there is no table 'nothing'; there are 'digits'"):
+    with pytest.raises(ValueError, match=f"there is no table 'nothing'; there are '{results.names()[0]}', '"):
         results.load("nothing")
 
 
@@ -27,7 +27,13 @@ def test_a_table_with_something_that_is_no_measurement_is_refused(tmp_path, monk
 
 def test_an_interval_is_that_of_a_t_test():
     values = [0.90, 0.93, 0.91, 0.95]
-    low, high = results.interval(values)
-    assert (low, high) == pytest.approx(ttest_1samp(values, 0).confidence_interval(0.95))
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert results.half_interval(values) == pytest.approx((high - low) / 2)
     with pytest.raises(ValueError, match="at least two values, got 1"):
-        results.interval(values[:1])
+        results.half_interval(values[:1])
+
+
+def test_pairs_are_of_one_seed_each():
+    assert results.paired([1, 2, 3], [2, 2, 5]) == [1, 0, 2]
+    with pytest.raises(ValueError, match="as many numbers in both rows, got 1 and 2"):
+        results.paired([1], [1, 2])

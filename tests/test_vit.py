@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 from einops import rearrange
-from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from vit_course.attention import record_attention
 from vit_course.lab.catalogue import MODELS
+from vit_course.lab.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from vit_course.lab.pretrained import from_timm, from_torchvision
 from vit_course.patching import ConvStem, resize_positions, sincos_positions
 from vit_course.vit import Backbone, FeedForward, SimpleViT, TransformerBlock, ViT, require_backbone, residual

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.parity import SAME, randomise, relative_error
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_course.attention import MultiHeadAttention, record_attention
 from vit_course.lab.catalogue import MODELS
+from vit_course.lab.parity import SAME, randomise, relative_error
 from vit_course.patching import ConvStem, PatchEmbedding
 from vit_course.xcit import (
     ConvPatchEmbedding,

@@ -9,11 +9,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from support.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from torch import Tensor, nn
 
 from vit_course.attention import record_attention
 from vit_course.lab.catalogue import MODELS
+from vit_course.lab.parity import DIFFERENT, SAME, disagreement, randomise, relative_error
 from vit_course.lab.pretrained import from_timm
 from vit_course.xcit import (
     FourierPositions,

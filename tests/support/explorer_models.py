@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from support.parity import randomise
 from vit_course.lab.explorer import AttentionExplorer
+from vit_course.lab.parity import randomise
 from vit_course.patching import PatchEmbedding
 from vit_course.vit import ViT
 

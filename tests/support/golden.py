@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from support.models import CASES, Case, images
-from support.parity import randomise
+from vit_course.lab.parity import randomise
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 STATES = FOLDER / "states.json"

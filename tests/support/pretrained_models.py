@@ -6,7 +6,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 from torchvision.models import VisionTransformer as TorchvisionViT
 
-from support.parity import randomise
+from vit_course.lab.parity import randomise
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
 TINY_OF_TORCHVISION = {

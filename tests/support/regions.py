@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.parity import randomise
 from support.unlabelled import HEAD, SMALL, crops_of, cross_entropy, draw, small_vit
 from vit_course.es_vit import EsViT, EsViTLoss, ViewsAndRegions
+from vit_course.lab.parity import randomise
 from vit_course.vit import ViT
 
 

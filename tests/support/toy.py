@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from vit_course.lab import catalogue
-from vit_course.lab.catalogue import Published, Reservation, Row, Twin, Variant
+from vit_course.lab.catalogue import Entrant, Published, Reservation, Row, Twin, Variant
 from vit_course.vit import SimpleViT
 
 
@@ -34,6 +34,7 @@ def row() -> Row:
         dropouts=(),
         other_sizes=((8, 8), (16, 24)),
         small={"dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16},
+        entrants={"Toy": Entrant(lambda: SIZES, steps=10)},
         variants={"narrow": Variant(lambda: {"dim": 8})},
         published={"Toy-T": Published(SIZES, 4_805, {"timm": Twin(lambda: nn.Linear(3, 3))}, bench_batch=2)},
         reservations={"MPP": Reservation(FORGETS)},

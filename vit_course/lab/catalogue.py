@@ -27,7 +27,7 @@ from vit_course.patching import ConvStem
 from vit_course.vit import SimpleViT, ViT
 from vit_course.xcit import XCiT
 
-__all__ = ["FOREIGN", "MODELS", "OBJECTIVES", "Published", "Reservation", "Row", "Twin", "Variant"]
+__all__ = ["FOREIGN", "MODELS", "OBJECTIVES", "Entrant", "Published", "Reservation", "Row", "Twin", "Variant"]
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -89,6 +89,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Entrant:
+    """A form of a model that stands on the leaderboard, with about 240 thousand parameters.
+
+    Args:
+        arguments: makes the constructor's arguments for images of 32 × 32 pixels and ten classes; anew each
+            time, for a module belongs to one model.
+        steps: how many steps of training take about 40 core-seconds on scenes of the default level, rounded
+            to ten: `python benchmarks/leaderboard.py --step-costs` says what one takes.
+    """
+
+    arguments: Callable[[], dict[str, Any]]
+    steps: int
+
+
+@dataclass(frozen=True)
 class Reservation:
     """What to know before an objective trains a model.
 
@@ -121,6 +136,7 @@ class Row:
         least_depth: a depth that shows each kind of layer once.
         small: the constructor's arguments, but for image, patches, channels and classes, of a network that
             learns pictures of 32 pixels in minutes, for the menu of lesson 13; None keeps it off the menu.
+        entrants: its forms on the leaderboard, by their names there.
         variants: more small forms, by what they add to the name.
         published: the sizes that its authors published, by their name.
         reservations: by the name of an objective of OBJECTIVES.
@@ -137,6 +153,7 @@ class Row:
     plain_patches: bool = True
     least_depth: int | tuple[int, ...] = 1
     small: dict[str, Any] | None = None
+    entrants: dict[str, Entrant] = field(default_factory=dict)
     variants: dict[str, Variant] = field(default_factory=dict)
     published: dict[str, Published] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
@@ -266,6 +283,8 @@ _TINY = {
     "mlp_dim": 64,
 }
 _SMALL = {"dim": 64, "heads": 2, "mlp_dim": 256}
+_SCENES = {"image_size": 32, "patch_size": 8, "num_classes": 10}
+_ENTRANT = _SCENES | _SMALL | {"mlp_dim": 224}
 
 _WINDOWS_MUST_FILL = Reservation(
     "Local crops must have a size that the windows fill, as global ones: a multiple of `MaxViT.size_unit`."
@@ -287,6 +306,17 @@ MODELS: dict[str, Row] = {
         tiny=_TINY,
         attention=("global",),
         small=_SMALL | {"depth": 4, "pool": "mean"},
+        entrants={
+            "ViT": Entrant(lambda: _ENTRANT | {"depth": 5, "pool": "mean"}, steps=1080),
+            "ViT, convolutional stem": Entrant(
+                lambda: (
+                    _SCENES
+                    | _SMALL
+                    | {"depth": 4, "pool": "mean", "patch_embedding": ConvStem(patch_size=8, dim=64)}
+                ),
+                steps=920,
+            ),
+        },
         variants={
             "mean": Variant(lambda: {"pool": "mean"}, prefix_tokens=0),
             "wide heads": Variant(lambda: {"dim_head": 24}),
@@ -323,6 +353,7 @@ MODELS: dict[str, Row] = {
         attention=("global",),
         dropouts=("dropout", "emb_dropout", "layer_dropout"),
         prefix_tokens=2,
+        entrants={"DeiT": Entrant(lambda: _ENTRANT | {"depth": 5}, steps=550)},
         published={
             "DeiT-Ti/16 distilled": _of_timm(
                 "deit_tiny_distilled_patch16_224", _sizes(192, 12, 3), 5_910_800
@@ -341,6 +372,7 @@ MODELS: dict[str, Row] = {
         tiny=_TINY,
         attention=("global", "class"),
         small=_SMALL | {"depth": 3, "cls_depth": 1},
+        entrants={"CaiT": Entrant(lambda: _ENTRANT | {"depth": 4, "cls_depth": 1}, steps=960)},
         published={
             "CaiT-XXS24": _of_timm("cait_xxs24_224", _sizes(192, 24, 4), 11_956_264, bench_batch=8),
             "CaiT-XXS36": _of_timm("cait_xxs36_224", _sizes(192, 36, 4), 17_299_720),
@@ -358,6 +390,7 @@ MODELS: dict[str, Row] = {
         tiny=_TINY,
         attention=("channel", "class"),
         small=_SMALL | {"depth": 3, "cls_depth": 1},
+        entrants={"XCiT": Entrant(lambda: _SCENES | _SMALL | {"depth": 3, "cls_depth": 1}, steps=690)},
         variants={
             "stem": Variant(
                 lambda: {"patch_size": 8, "tokens_norm": False},
@@ -393,6 +426,12 @@ MODELS: dict[str, Row] = {
         plain_patches=False,
         least_depth=(1, 1),
         small={"dim": 32, "depth": (2, 2), "window_size": 4, "dim_head": 16},
+        entrants={
+            "MaxViT": Entrant(
+                lambda: {"num_classes": 10, "dim": 36, "depth": (1, 1), "window_size": 4, "dim_head": 12},
+                steps=280,
+            )
+        },
         published={
             "MaxViT-T": _max_vit("maxvit_tiny_tf_224", 64, (2, 2, 5, 2), 30_919_624, bench_batch=2),
             "MaxViT-S": _max_vit("maxvit_small_tf_224", 96, (2, 2, 5, 2), 68_926_892),

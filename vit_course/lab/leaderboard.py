@@ -12,7 +12,7 @@ and schedule are the same for all.
 | shapes | which of ten shapes stands in a scene of the default level; the same number of steps for all |
 | shapes, equal time | the same in the same processor time: cheap models take more steps |
 | digits | handwritten digits, enlarged; the same number of steps for all |
-| reach | the colour of the corner opposite the marked one (`lab.data.reach`); the same number of steps |
+| reach | the colour of the cell opposite the marked one (`lab.data.reach`); the same number of steps |
 
 `make results` computes the table; each row is a training from one seed.
 """
@@ -25,12 +25,17 @@ from typing import Any
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from . import pictures, results
+from . import catalogue, pictures, results
 
-MODELS = ("ViT", "ViT, convolutional stem", "CaiT", "XCiT", "MaxViT", "DeiT", "CNN")
+CNN = "CNN"  # the one model on it that the catalogue does not hold
 BASELINES = ("neighbours", "logistic regression")
 TASKS = ("shapes", "shapes, equal time", "digits", "reach")
 CHANCE = {"shapes": 0.1, "shapes, equal time": 0.1, "digits": 0.1, "reach": 0.25}
+
+
+def models() -> tuple[str, ...]:
+    """The names of the models on the leaderboard: those of the catalogue, then the CNN."""
+    return (*(name for row in catalogue.MODELS.values() for name in row.entrants), CNN)
 
 
 def rows(task: str) -> list[dict[str, Any]]:
@@ -40,9 +45,10 @@ def rows(task: str) -> list[dict[str, Any]]:
         task: one of TASKS.
 
     Returns:
-        A dictionary for each of MODELS, then BASELINES, that is measured: its "name"; "accuracy" of each
-        seed, in 0..1; their "mean" and "interval" (None for a single value); "steps" and "core_s", the mean
-        process time of a training; for DeiT the mean "teacher_core_s", which is not in core_s.
+        A dictionary for each of `models()`, then BASELINES, that is measured: its "name"; "accuracy" of each
+        seed, in 0..1; their "mean" and "half" the width of its 95 % t interval (None for a single value);
+        "steps" and "core_s", the mean process time of a training; for DeiT the mean "teacher_core_s", which
+        is not in core_s.
 
     Raises:
         ValueError: for another task.
@@ -57,7 +63,7 @@ def rows(task: str) -> list[dict[str, Any]]:
             if row["recipe"]["task"] == "shapes" and row["name"] in BASELINES
         ]
     found = []
-    for name in (*MODELS, *BASELINES):
+    for name in (*models(), *BASELINES):
         of_name = sorted((row for row in stored if row["name"] == name), key=lambda row: row["seed"])
         if not of_name:
             continue
@@ -66,7 +72,7 @@ def rows(task: str) -> list[dict[str, Any]]:
             "name": name,
             "accuracy": accuracy,
             "mean": mean(accuracy),
-            "interval": results.interval(accuracy) if len(accuracy) > 1 else None,
+            "half": results.half_interval(accuracy) if len(accuracy) > 1 else None,
             "steps": of_name[0]["recipe"].get("steps"),
             "core_s": mean(row["core_s"] for row in of_name),
         }
@@ -89,7 +95,7 @@ def costs() -> dict[str, dict[str, float]]:
         for row in results.load("leaderboard")["rows"]
         if row["recipe"]["task"] == "cost"
     }
-    return {name: found[name] for name in MODELS if name in found}
+    return {name: found[name] for name in models() if name in found}
 
 
 def figure(highlight: str | None = None) -> Figure:
@@ -98,13 +104,13 @@ def figure(highlight: str | None = None) -> Figure:
     A point is one seed, a bar the interval of the mean, the dotted line what guessing reaches.
 
     Args:
-        highlight: one of MODELS or BASELINES, whose row is marked; None for none.
+        highlight: one of `models()` or BASELINES, whose row is marked; None for none.
 
     Raises:
         ValueError: for another name.
     """
     _check_name(highlight)
-    names = (*MODELS, *BASELINES)
+    names = (*models(), *BASELINES)
     drawing, axes = pyplot.subplots(
         1, len(TASKS), figsize=(pictures.WIDTH, 3.6), sharey=True, layout="compressed"
     )
@@ -113,15 +119,15 @@ def figure(highlight: str | None = None) -> Figure:
             height = names.index(row["name"])
             is_marked = row["name"] == highlight
             colour = pictures.COLOURS[1] if is_marked else pictures.COLOURS[0]
-            if row["interval"]:
-                low, high = row["interval"]
-                axis.plot([100 * low, 100 * min(high, 1)], [height] * 2, color=colour, lw=5, alpha=0.3)
+            if row["half"]:
+                ends = [max(0, row["mean"] - row["half"]), min(1, row["mean"] + row["half"])]
+                axis.plot([100 * end for end in ends], [height] * 2, color=colour, lw=5, alpha=0.3)
             values = [100 * value for value in row["accuracy"]]
             axis.plot(values, [height] * len(values), "D" if is_marked else "o", ms=5, color=colour)
         axis.axvline(100 * CHANCE[task], color="0.4", linestyle=":", lw=1)
         if highlight:
             axis.axhspan(names.index(highlight) - 0.5, names.index(highlight) + 0.5, color="0.9", zorder=0)
-        axis.axhline(len(MODELS) - 0.5, color="0.6", lw=0.8)
+        axis.axhline(len(models()) - 0.5, color="0.6", lw=0.8)
         axis.set(title=task, xlim=(0, 103), xlabel="accuracy in %")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
@@ -135,7 +141,7 @@ def alt(highlight: str | None = None) -> str:
     """The leaderboard in words, made from its numbers.
 
     Args:
-        highlight: the row that is said first, one of MODELS or BASELINES.
+        highlight: the row that is said first, one of `models()` or BASELINES.
     """
     _check_name(highlight)
     lines = [
@@ -145,7 +151,7 @@ def alt(highlight: str | None = None) -> str:
     for task in TASKS:
         entries = sorted(rows(task), key=lambda row: row["name"] != highlight)
         said = "; ".join(
-            f"{row['name']} {100 * row['mean']:.1f}" + (f" ({_listed(row)})" if row["interval"] else "")
+            f"{row['name']} {100 * row['mean']:.1f}" + (f" ({_listed(row)})" if row["half"] else "")
             for row in entries
         )
         lines.append(
@@ -162,7 +168,7 @@ def show(highlight: str | None = None) -> None:
     """Show the leaderboard as one figure with a text alternative.
 
     Args:
-        highlight: one of MODELS or BASELINES, whose row is marked; None for none.
+        highlight: one of `models()` or BASELINES, whose row is marked; None for none.
 
     Raises:
         ValueError: for another name.
@@ -171,6 +177,6 @@ def show(highlight: str | None = None) -> None:
 
 
 def _check_name(highlight: str | None) -> None:
-    names = (*MODELS, *BASELINES)
+    names = (*models(), *BASELINES)
     if highlight is not None and highlight not in names:
         raise ValueError(f"there is no row {highlight!r}; there are {', '.join(map(repr, names))}")

@@ -63,16 +63,14 @@ WINDOW_MEMBERS = Exercise(
             _sorted_by(lambda axis: f"{CELLS[OTHER[axis]]} -> (y x) (r c)"),
             says=(
                 "Block and grid are exchanged. In a block r, which counts inside the window, takes steps "
-                "of one "
-                "row: row = y · w + r, in einops (y r). In a grid it takes the large steps: (r y)."
+                "of one row: row = y · w + r, in einops (y r). In a grid it takes the large steps: (r y)."
             ),
         ),
         "always blocks": Mistake(
             _sorted_by(lambda axis: f"{CELLS['block']} -> (y x) (r c)"),
             says=(
                 "These are blocks, whatever axis says: the cells of each window are neighbours. The cells "
-                "of a "
-                "grid window lie as far apart as there are windows: (r y) where a block has (y r)."
+                "of a grid window lie as far apart as there are windows: (r y) where a block has (y r)."
             ),
         ),
         "always grids": Mistake(
@@ -86,8 +84,7 @@ WINDOW_MEMBERS = Exercise(
             _sorted_by(lambda axis: f"{CELLS[axis]} -> (y x) (r c)", counts="y x"),
             says=lambda answer: (
                 f"You made windows of {answer.shape[-1]} cells: window_size was taken as the number of "
-                f"windows "
-                "down and across. It is the side of one window, the length of r and of c."
+                "windows down and across. It is the side of one window, the length of r and of c."
             ),
         ),
         "columns first": Mistake(
@@ -140,34 +137,30 @@ RELATIVE_POSITION_INDEX = Exercise(
             _rows(lambda down, across, w: (w - 1 - down) * (2 * w - 1) + w - 1 - across),
             says=(
                 "Your matrix is transposed: the offset was taken as key minus query. A key one to the left "
-                "of its "
-                "query has offset +1: places[:, None] - places, with the queries along the first axis."
+                "of its query has offset +1: places[:, None] - places, with the queries along the first "
+                "axis."
             ),
         ),
         "across first": Mistake(
             _rows(lambda down, across, w: (across + w - 1) * (2 * w - 1) + down + w - 1),
             says=(
                 "Down and across changed places: the offset down counts in steps of 2w - 1, the offset "
-                "across in "
-                "steps of 1."
+                "across in steps of 1."
             ),
         ),
         "rows as long as a window": Mistake(
             _rows(lambda down, across, w: (down + w - 1) * w + across + w - 1),
             says=lambda answer: (
                 f"For windows of 2 your index has {answer.unique().numel()} different numbers where there "
-                f"are 9 "
-                "offsets: some collide. Offsets across run from 1 - w to w - 1, so the first digit counts "
-                "in steps "
-                "of 2w - 1, not w."
+                "are 9 offsets: some collide. Offsets across run from 1 - w to w - 1, so the first digit "
+                "counts in steps of 2w - 1, not w."
             ),
         ),
         "not shifted": Mistake(
             _rows(lambda down, across, w: down * (2 * w - 1) + across),
             says=(
                 "The offset (0, 0) took row 0 of the table, and some rows are negative. Add w - 1 to both "
-                "offsets, "
-                "so that they start at 0."
+                "offsets, so that they start at 0."
             ),
         ),
         "no sign": Mistake(
@@ -306,16 +299,14 @@ WINDOW_ATTENTION = Exercise(
             _PutBackAsBlocks,
             says=(
                 "Windows were cut by the grid and put back as blocks: every shape fits and the map is "
-                "scrambled. "
-                "Use one pattern on both ways."
+                "scrambled. Use one pattern on both ways."
             ),
         ),
         "no bias": Mistake(
             _NoBias,
             says=(
                 "The bias is missing. Look it up in the table, relative_position_bias_table[index], heads "
-                "first, "
-                "and add it to the scores before the softmax."
+                "first, and add it to the scores before the softmax."
             ),
         ),
         "bias transposed": Mistake(
@@ -344,8 +335,7 @@ WINDOW_ATTENTION = Exercise(
             _ScaleOfTheWidth,
             says=(
                 "The scores are divided by √D, the width of all heads together, as torchvision does; the "
-                "paper, and "
-                "this step, divide by √k, the width of one head."
+                "paper, and this step, divide by √k, the width of one head."
             ),
         ),
         "softmax over queries": Mistake(
@@ -515,18 +505,15 @@ SQUEEZE_EXCITATION = Exercise(
             _EveryPlace,
             says=(
                 "Every cell got a gate of its own: nothing was squeezed. Take the mean over rows and "
-                "columns first, "
-                "features.mean(dim=(2, 3), keepdim=True), so that the gate knows the whole picture and is "
-                "the same "
-                "at every place."
+                "columns first, features.mean(dim=(2, 3), keepdim=True), so that the gate knows the whole "
+                "picture and is the same at every place."
             ),
         ),
         "softmax": Mistake(
             _Softmax,
             says=(
                 "The gates of a picture sum to one: that is a softmax, in which channels compete. Here "
-                "each channel "
-                "is let through or not for itself: sigmoid."
+                "each channel is let through or not for itself: sigmoid."
             ),
         ),
         "relu": Mistake(
@@ -625,8 +612,7 @@ with torch.random.fork_rng(devices=[]):
                 _norm_first,
                 says=(
                     "You normalised every cell and then took the mean, as a ViT does. Here the mean comes "
-                    "first; the "
-                    "norm works on one row for each picture."
+                    "first; the norm works on one row for each picture."
                 ),
             ),
             "no norm": Mistake(_no_norm, says="The norm between pooling and head is missing."),
@@ -705,8 +691,7 @@ SHIFTED_MEMBERS = Exercise(
             _shifted(1, 1),
             says=(
                 "Shifted up and left: your first window begins in the last rows. roll with *negative* "
-                "numbers brings "
-                "cell (w // 2, w // 2) to the corner."
+                "numbers brings cell (w // 2, w // 2) to the corner."
             ),
         ),
         "down only": Mistake(_shifted(-1, 0), says="Shifted down only; shift across as well."),
@@ -745,8 +730,7 @@ MERGE_WINDOWS = Exercise(
             _merged(lambda axis: f"(y x b) (r c) d -> b d {CELLS[axis]}"),
             says=(
                 "Still wrong where a batch has two pictures. Windows stand image by image, so the batch is "
-                "the slowest "
-                "letter of the first axis: (b y x)."
+                "the slowest letter of the first axis: (b y x)."
             ),
         ),
         "always blocks": Mistake(

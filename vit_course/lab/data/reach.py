@@ -1,10 +1,10 @@
-"""Two tasks that nobody solves without bringing together two places that lie far apart.
+"""Two tasks that take bringing together two places that lie far apart.
 
 `reach` has one label for each picture. Every cell of a grid has one of four colours and one cell carries a
 mark; the label is the colour of the cell opposite, mirrored through the centre of the picture:
 
     . . . .        the mark at row 0, column 1
-    . . . .        asks for the colour at row 3, column 2
+    . . . .        makes the colour at row 3, column 2, the label
     . . . .
     . . B .        with A = (0, 1) marked, B = (3, 2)
 
@@ -12,7 +12,7 @@ Every picture holds each colour equally often and the colour at B does not depen
 neither the colours of a picture nor what stands at the mark tells anything: a model that sees single places,
 and forgets where they were, stays at chance.
 
-`reach_dense` is the like question for a map of features: say at cell A which colour stands at cell B. All
+`reach_dense` is the same task for a map of features: say at cell A which colour stands at cell B. All
 other cells are empty, so B is found by what it holds and not by where it lies.
 """
 

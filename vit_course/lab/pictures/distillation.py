@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..results import interval
+from ..results import half_interval, paired
 from .shared import COLOURS, WIDTH, draw_image
 
 Rows = Sequence[Mapping]
@@ -18,12 +18,6 @@ Rows = Sequence[Mapping]
 def by_seed(rows: Rows, name: str, key: str = "accuracy") -> dict[int, float]:
     """The values in per cent of the rows of one name, by seed."""
     return {row["seed"]: 100 * row[key] for row in rows if row["name"] == name}
-
-
-def half_interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % t interval of a mean."""
-    low, high = interval(values)
-    return (high - low) / 2
 
 
 def values(rows: Rows, names: Sequence[str]) -> Figure:
@@ -60,7 +54,7 @@ def differences(rows: Rows, changes: Sequence[tuple[str, str, str]]) -> Figure:
     """
     figure, axis = pyplot.subplots(figsize=(WIDTH * 0.8, 0.42 * len(changes) + 0.9), layout="constrained")
     for place, (before, after, _) in enumerate(changes):
-        points = list(paired(rows, before, after))
+        points = change_of(rows, before, after)
         axis.errorbar(mean(points), place, xerr=half_interval(points), color=COLOURS[0], capsize=4, lw=2)
         axis.plot(points, [place] * len(points), "o", color=COLOURS[0], alpha=0.6)
     axis.axvline(0, color="grey", lw=1)
@@ -70,17 +64,17 @@ def differences(rows: Rows, changes: Sequence[tuple[str, str, str]]) -> Figure:
     return figure
 
 
-def paired(rows: Rows, before: str, after: str) -> Sequence[float]:
+def change_of(rows: Rows, before: str, after: str) -> list[float]:
     """The differences of accuracy between two students from the same seeds, in points."""
     first, second = by_seed(rows, before), by_seed(rows, after)
-    return [second[seed] - first[seed] for seed in first]
+    return paired(list(first.values()), [second[seed] for seed in first])
 
 
 def differences_in_words(rows: Rows, changes: Sequence[tuple[str, str, str]]) -> str:
     """What `differences` shows, in words."""
     parts = []
     for before, after, what in changes:
-        points = paired(rows, before, after)
+        points = change_of(rows, before, after)
         parts.append(f"{what}: {mean(points):+.1f} ± {half_interval(points):.1f}")
     return f"Change of test accuracy in points, mean of five seeds and 95 % interval. {'; '.join(parts)}."
 

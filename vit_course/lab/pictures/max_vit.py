@@ -1,6 +1,7 @@
 """Figures of lesson 07: windows, what they reach, attention inside them, what the parts of MaxViT give."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import torch
 from matplotlib import pyplot
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vit_course.attention import AttentionLayer
 
+from ..results import half_interval, paired
 from .shared import COLOURS, WIDTH, draw_image
 
 TINTS = ListedColormap(["#BBD9EC", "#F2CFA8", "#B9E3D2", "#EBCFE0"])  # light, so that numbers can be read
@@ -154,26 +156,11 @@ def bias_table(table: Tensor, index: Tensor, queries: Mapping[str, int]) -> Figu
     return figure
 
 
-def paired(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """How far one row of three seeds lies above another, seed by seed.
-
-    Returns:
-        The mean difference, and half the width of its 95 % t interval.
-
-    Raises:
-        ValueError: for another number of seeds than three.
-    """
-    if not len(values) == len(others) == 3:
-        raise ValueError(f"paired needs three seeds in both rows, got {len(values)} and {len(others)}")
-    differences = torch.tensor(values, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)
-    return differences.mean().item(), 4.303 * differences.std().item() / 3**0.5  # t of two degrees of freedom
-
-
 def seeds(rows: Mapping[str, Sequence[float]], xlabel: str, against: str) -> Figure:
-    """Draw one line for each variant: three seeds as dots, their mean as a bar, and the numbers beside it.
+    """Draw one line for each variant: its seeds as dots, their mean as a bar, and the numbers beside it.
 
     Args:
-        rows: name -> accuracies in 0..1, one for each of three seeds.
+        rows: name -> accuracies in 0..1, one for each seed, in the same order.
         xlabel: what is measured.
         against: name of the row that the others are compared with, seed by seed.
 
@@ -182,13 +169,13 @@ def seeds(rows: Mapping[str, Sequence[float]], xlabel: str, against: str) -> Fig
     """
     figure, axis = pyplot.subplots(figsize=(WIDTH * 0.9, 0.4 * len(rows) + 1.0), layout="constrained")
     for place, (name, values) in enumerate(rows.items()):
-        mean = sum(values) / 3
-        axis.plot(values, [place] * 3, "o", color=COLOURS[0], markersize=6, alpha=0.8)
+        mean = fmean(values)
+        axis.plot(values, [place] * len(values), "o", color=COLOURS[0], markersize=6, alpha=0.8)
         axis.plot([mean, mean], [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=3)
         words = f"{mean:.1%}"
         if name != against:
-            difference, half = paired(values, rows[against])
-            words += f"  ({100 * difference:+.1f} ± {100 * half:.1f})"
+            gains = paired(rows[against], values)
+            words += f"  ({100 * fmean(gains):+.1f} ± {100 * half_interval(gains):.1f})"
         axis.annotate(words, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=11)
     axis.set_yticks(range(len(rows)), list(rows), fontsize=11)
     axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel)

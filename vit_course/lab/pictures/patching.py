@@ -8,7 +8,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .shared import WIDTH, draw_image
+from .shared import WIDTH, draw_image, picture_axes
 
 
 def filters_and_positions(filters: Tensor, positions: Mapping[str, Tensor], grid: tuple[int, int]) -> Figure:
@@ -65,19 +65,9 @@ def side_by_side(pictures: Sequence[Tensor], titles: Sequence[str], columns: int
     Returns:
         A figure to give to `show`.
     """
-    rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[-2:]
-    side = WIDTH / columns
-    figure, axes = pyplot.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH, (side * height / width + 0.25) * rows),
-        squeeze=False,
-        layout="compressed",
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
+    figure, axes = picture_axes(len(pictures), columns, height / width)
+    for axis, picture, title in zip(axes, pictures, titles, strict=False):
         draw_image(axis, picture)
         axis.set_title(title, fontsize=10)
     return figure

@@ -181,22 +181,11 @@ def attention_maps(
     if titles is not None and len(titles) != len(maps):
         raise ValueError(f"{len(maps)} maps need as many titles, got {len(titles)}")
     panels = 1 + len(maps)
-    columns = min(columns, panels)
-    rows = -(-panels // columns)
-    side = WIDTH / columns
     height, width = image.shape[-2:]
-    figure, axes = pyplot.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH, (side * height / width + 0.25) * rows),
-        squeeze=False,
-        layout="compressed",
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    draw_image(axes.flat[0], image)
-    axes.flat[0].set_title("image", fontsize=9)
-    for index, (axis, weights) in enumerate(zip(axes.flat[1:], maps.detach().cpu(), strict=False)):
+    figure, axes = picture_axes(panels, min(columns, panels), height / width)
+    draw_image(axes[0], image)
+    axes[0].set_title("image", fontsize=9)
+    for index, (axis, weights) in enumerate(zip(axes[1:], maps.detach().cpu(), strict=False)):
         strength = (weights / weights.max().clamp(min=1e-12)).numpy()
         draw_image(axis, image)
         extent = (-0.5, width - 0.5, height - 0.5, -0.5)
@@ -301,6 +290,25 @@ def curves(
     if len(lines) > 1:
         axis.legend(frameon=False)
     return figure
+
+
+def picture_axes(count: int, columns: int, proportion: float) -> tuple[Figure, list[Axes]]:
+    """Empty axes for pictures in rows across the page.
+
+    Args:
+        count: of pictures.
+        columns: pictures in a row.
+        proportion: height of a picture over its width.
+
+    Returns:
+        The figure, and its axes in reading order; there may be some more than pictures in the last row.
+    """
+    rows = -(-count // columns)
+    height = (WIDTH / columns * proportion + 0.25) * rows
+    figure, axes = pyplot.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="compressed")
+    for axis in axes.flat:
+        axis.axis("off")
+    return figure, list(axes.flat)
 
 
 def draw_image(axis: Axes, image: Tensor) -> None:

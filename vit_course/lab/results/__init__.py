@@ -14,7 +14,7 @@ import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import stdev
 
 import torch
 from scipy.stats import t as student_t
@@ -49,14 +49,11 @@ def load(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % t interval of a mean over seeds: mean ± t s / √n.
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % t interval of a mean over seeds: t s / √n.
 
     Args:
         values: one for each seed, or one difference for each pair of runs from the same seed; at least two.
-
-    Returns:
-        Its lower and upper end.
 
     Raises:
         ValueError: for fewer than two values, which say nothing about their spread.
@@ -65,8 +62,21 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """
     if len(values) < 2:
         raise ValueError(f"an interval needs at least two values, got {len(values)}")
-    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return mean(values) - half, mean(values) + half
+    return float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """The differences of two rows of numbers, seed by seed.
+
+    Args:
+        before, after: one number for each seed, in the same order.
+
+    Raises:
+        ValueError: for rows of different lengths.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"pairs need as many numbers in both rows, got {len(before)} and {len(after)}")
+    return [second - first for first, second in zip(before, after, strict=True)]
 
 
 def describe_machine() -> dict[str, str]:
