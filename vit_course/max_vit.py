@@ -1,6 +1,6 @@
 """MaxViT.
 
-How can attention reach across a whole large map and still cost no more than the map is large?
+How can attention reach across a whole large map at a cost that grows only as fast as the map does?
 
 Made from notebooks/07_max_vit.ipynb by `make export`: read and edit the lesson, not this file.
 """

@@ -1,6 +1,7 @@
 """Exercises of lesson 07: windows, their attention, a gate for every channel, the head of a pyramid."""
 
 from collections.abc import Callable
+from itertools import product
 from types import SimpleNamespace
 
 import torch
@@ -37,6 +38,16 @@ def _sorted_by(pattern: Callable[[str], str], counts: str = "r c") -> Callable:
         return rearrange(cells, pattern(axis), **dict.fromkeys(counts.split(), window_size))
 
     return members
+
+
+def _steps_of_w(rows: int, columns: int, window_size: int, axis: str) -> Tensor:
+    """Windows by loops; those of the grid take steps of w where the number of windows is wanted."""
+    w = window_size
+    down, across = (w, w) if axis == "grid" else (1, 1)
+    start = (1, 1) if axis == "grid" else (w, w)
+    places = product(range(rows // w), range(columns // w), range(w), range(w))
+    cells = [(y * start[0] + r * down) * columns + x * start[1] + c * across for y, x, r, c in places]
+    return torch.tensor(cells).view(-1, w * w)
 
 
 CELLS = {"block": "(y r) (x c)", "grid": "(r y) (c x)"}
@@ -83,6 +94,13 @@ WINDOW_MEMBERS = Exercise(
         "windows columns first": Mistake(
             _sorted_by(lambda axis: f"{CELLS[axis]} -> (x y) (r c)"),
             says="The right windows, but in the order of columns: (y x), not (x y).",
+        ),
+        "steps of w": Mistake(
+            _steps_of_w,
+            says=(
+                "Your grid takes steps of w cells. Its steps are as long as there are windows: Y = rows / w "
+                "down, X = columns / w across."
+            ),
         ),
         "a grid in rows only": Mistake(
             _sorted_by(lambda axis: f"{'(r y) (x c)' if axis == 'grid' else CELLS['block']} -> (y x) (r c)"),
@@ -170,6 +188,7 @@ def _attend(
     bias: Callable[[Tensor], Tensor] = lambda bias: bias,
     scores_over: int = -1,
     project: bool = True,
+    bias_behind: bool = False,
 ) -> Tensor:
     """Window attention with one part of it changed."""
     w = layer.window_size
@@ -180,7 +199,9 @@ def _attend(
         rearrange(part, pattern, r=w, c=w, h=layer.heads) for part in layer.qkv(cells).chunk(3, dim=-1)
     )
     scores = q @ k.transpose(-2, -1) * (layer.scale if scale is None else scale)
-    out = (scores + bias(layer.bias())).softmax(dim=scores_over) @ v
+    added = bias(layer.bias())
+    weights = scores.softmax(dim=-1) + added if bias_behind else (scores + added).softmax(dim=scores_over)
+    out = weights @ v
     pattern = f"(b y x) h (r c) k -> b {CELLS[put or layer.axis]} {heads}"
     out = rearrange(out, pattern, r=w, c=w, y=rows // w, x=columns // w)
     return rearrange(layer.proj(out) if project else out, "b rows columns d -> b d rows columns")
@@ -214,6 +235,16 @@ class _BiasTransposed(WindowAttention):
 class _BiasScaled(WindowAttention):
     def forward(self, features):
         return _attend(self, features, bias=lambda bias: bias * self.scale)
+
+
+class _BiasBehindSoftmax(WindowAttention):
+    def forward(self, features):
+        return _attend(self, features, bias_behind=True)
+
+
+class _Reshaped(WindowAttention):
+    def forward(self, features):
+        return _attend(self, features).movedim(1, -1).reshape(features.shape)
 
 
 class _NoScale(WindowAttention):
@@ -280,12 +311,23 @@ WINDOW_ATTENTION = Exercise(
         ),
         "bias transposed": Mistake(
             _BiasTransposed,
-            says="The bias is transposed, key minus query: its rows are the queries, as those of the scores.",
+            says="The bias is transposed, key minus query: its rows are queries, like those of the scores.",
         ),
         "bias scaled": Mistake(
             _BiasScaled,
             says=(
-                "The bias was divided by √k together with the scores. Equation 1 divides the products alone."
+                "The bias was divided by √k together with the scores. Equation 1 divides only the products."
+            ),
+        ),
+        "bias behind the softmax": Mistake(
+            _BiasBehindSoftmax,
+            says="The bias was added to the weights. Add it to the scores, before the softmax.",
+        ),
+        "reshaped": Mistake(
+            _Reshaped,
+            says=(
+                "The channels were put in front by reshape or view, which keeps the order of the numbers and "
+                "scrambles the map. Move the axis: movedim(-1, 1), or rearrange."
             ),
         ),
         "no scale": Mistake(_NoScale, says="The scores are not divided by √k, k = dim_head."),
@@ -409,6 +451,11 @@ class _ReLU(SqueezeExcitation):
         return features * self.fc2(F.relu(self.fc1(features.mean(dim=(2, 3), keepdim=True)))).sigmoid()
 
 
+class _NothingBetween(SqueezeExcitation):
+    def forward(self, features):
+        return features * self.fc2(self.fc1(features.mean(dim=(2, 3), keepdim=True))).sigmoid()
+
+
 class _Added(SqueezeExcitation):
     def forward(self, features):
         return features + self.fc2(F.silu(self.fc1(features.mean(dim=(2, 3), keepdim=True)))).sigmoid()
@@ -472,9 +519,13 @@ SQUEEZE_EXCITATION = Exercise(
         "relu": Mistake(
             _ReLU,
             says=(
-                "Between the two layers stands a ReLU, as in the paper of 2018. MBConv has the SiLU there, "
+                "Between the two layers stands a ReLU, as in the paper of 2018. MBConv has a SiLU there, "
                 "x · sigmoid(x): F.silu."
             ),
+        ),
+        "nothing between": Mistake(
+            _NothingBetween,
+            says="Between the two layers stands nothing. MBConv has a SiLU there, x · sigmoid(x): F.silu.",
         ),
         "added": Mistake(
             _Added, says="The gate was added to the features. A gate multiplies: features * gate."
@@ -499,13 +550,13 @@ SQUEEZE_EXCITATION = Exercise(
         "no sigmoid": Mistake(
             _NoSigmoid,
             says=(
-                "Your gates are any numbers, also negative ones. The sigmoid behind fc2 puts them between "
+                "Your gates can be any numbers, even negative ones. The sigmoid after fc2 puts them between "
                 "0 and 1."
             ),
         ),
         "the gate alone": Mistake(
             _GateAlone,
-            says="You returned the gates themselves. Multiply the features with them: features * gate.",
+            says="You returned the gates themselves. Multiply the features by them: features * gate.",
         ),
     },
     calls=forward,
@@ -566,7 +617,7 @@ with torch.random.fork_rng(devices=[]):
             ),
             "no norm": Mistake(_no_norm, says="The norm between pooling and head is missing."),
             "no head": Mistake(
-                _no_head, says="These are the pooled features; the head makes logits of them."
+                _no_head, says="These are the pooled features; the head turns them into logits."
             ),
             "the largest": Mistake(
                 _largest_of_the_map,
