@@ -199,6 +199,19 @@ SOFT_LOSS = Exercise(
             lambda student, teacher, temperature: -soft_loss(student, teacher, temperature),
             _says_ratio("A divergence is never negative: it is log p - log q, not the other way."),
         ),
+        "no T², mean over classes too": Mistake(
+            lambda student, teacher, temperature: (
+                soft_loss(student, teacher, temperature) / student.numel() * len(student) / temperature**2
+            ),
+            _says_ratio(
+                "Two things are missing: F.kl_div's default divides by b · classes (take "
+                'reduction="batchmean"), and the divergence is to be multiplied by temperature**2.'
+            ),
+        ),
+        "neither softened": Mistake(
+            lambda student, teacher, temperature: temperature**2 * soft_loss(student, teacher, 1),
+            "The factor T² is there, but neither was softened: divide both logits by the temperature.",
+        ),
     },
 )
 
@@ -239,6 +252,25 @@ def _label_mean_of_none(
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_label = F.cross_entropy(class_logits, labels)
     return _mixed(by_label, teacher_loss(dist_logits, teacher, kind, temperature), alpha)
+
+
+def _label_sum(
+    class_logits: Tensor,
+    dist_logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor,
+    kind: str,
+    temperature: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    by_label = F.cross_entropy(class_logits, labels, reduction="sum")
+    return _mixed(by_label, teacher_loss(dist_logits, teacher, kind, temperature), alpha)
+
+
+def _parts_weighted(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss, by_label, by_teacher = distillation_loss(*arguments)
+    alpha = arguments[-1]
+    return loss, (1 - alpha) * by_label, alpha * by_teacher
 
 
 def _shares_exchanged(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -307,6 +339,22 @@ DISTILLATION_LOSS = Exercise(
             _teacher_of_labelled_only,
             "The teacher's part left out the pictures without a label: it is about all of them.",
         ),
+        "distillation head for both": Mistake(
+            _changed(lambda one, two, *rest: (two, two, *rest)),
+            "The label's part reads the distillation head: the labels belong to class_logits.",
+        ),
+        "sum over the labels": Mistake(
+            _label_sum,
+            "The label's part is a sum: divide it by the number of labels, or by one where there is none.",
+        ),
+        "parts weighted": Mistake(
+            _parts_weighted,
+            "The loss is right, but the two parts are returned with their shares: return them unweighted.",
+        ),
+        "always hard": Mistake(
+            _changed(lambda *arguments: (*arguments[:4], "hard", *arguments[5:])),
+            'Kind "soft" gave the hard loss: there it is soft_loss with the temperature.',
+        ),
     },
 )
 
@@ -360,6 +408,20 @@ def _with_gradients(teacher: nn.Module, images: Tensor) -> Tensor:
     return answers
 
 
+def _as_it_is(teacher: nn.Module, images: Tensor) -> Tensor:
+    return teacher(images)
+
+
+def _left_in_eval_with_gradients(teacher: nn.Module, images: Tensor) -> Tensor:
+    return teacher.eval()(images)
+
+
+def _in_training_afterwards(teacher: nn.Module, images: Tensor) -> Tensor:
+    answers = _left_in_eval(teacher, images)
+    teacher.train()
+    return answers
+
+
 TEACHER_ANSWERS = Exercise(
     name="teacher_answers",
     solution=teacher_answers,
@@ -383,8 +445,23 @@ TEACHER_ANSWERS = Exercise(
         ),
         "with gradients": Mistake(
             _with_gradients,
-            "The answers still hang on the teacher's weights: without torch.no_grad() gradients flow into "
+            "The answers are still part of the teacher's graph: without torch.no_grad() gradients flow into "
             "it.",
+        ),
+        "as it is": Mistake(
+            _as_it_is,
+            "The teacher answered in the mode in which it was, and with gradients. It takes both: "
+            "torch.no_grad() and eval_mode.",
+        ),
+        "left in eval, with gradients": Mistake(
+            _left_in_eval_with_gradients,
+            "The answers are right, but they carry gradients, and the teacher is left in evaluation mode. It "
+            "takes both: torch.no_grad() and eval_mode.",
+        ),
+        "in training afterwards": Mistake(
+            _in_training_afterwards,
+            "The answers are right, but afterwards every part is in training mode, whatever its mode was "
+            "before. eval_mode gives each part its own back.",
         ),
     },
     calls=_watched,
@@ -494,6 +571,39 @@ DISTILLED_VIT = Exercise(
             "You averaged after the softmax, as the paper's text has it. Average the logits, as the "
             "published code does, so that the result is logits again.",
         ),
+        "distillation head only": Mistake(
+            _heads(
+                lambda model, features: _in_training(model, _pair(model, features), _pair(model, features)[1])
+            ),
+            "In evaluation only the distillation head is read. Take the mean of both.",
+        ),
+        "one head for both tokens": Mistake(
+            _heads(
+                lambda model, features: _in_training(
+                    model,
+                    pair := (model.head(features[:, 0]), model.head(features[:, 1])),
+                    sum(pair) / 2,
+                )
+            ),
+            "Both tokens are read by `head`: token 1 has a head of its own, `head_dist`.",
+        ),
+        "pair in the wrong order": Mistake(
+            _heads(
+                lambda model, features: _in_training(
+                    model, _pair(model, features)[::-1], sum(_pair(model, features)) / 2
+                )
+            ),
+            "The pair is in the wrong order: class logits first, distillation logits second.",
+        ),
+        "modes exchanged": Mistake(
+            _heads(
+                lambda model, features: (
+                    sum(_pair(model, features)) / 2 if model.training else _pair(model, features)
+                )
+            ),
+            "The modes changed places: the pair belongs to training (self.training is true), the mean to "
+            "evaluation.",
+        ),
     },
     calls=_in_both_modes,
 )
@@ -525,7 +635,7 @@ SOFT_GRADIENT = Exercise(
         ),
         "sign": Mistake(
             lambda student, teacher, temperature: -soft_gradient(student, teacher, temperature),
-            "The sign is turned: where the student gives a class too much (q > p), the loss grows with its "
+            "The sign is wrong: where the student gives a class too much (q > p), the loss grows with its "
             "logit.",
         ),
         "sum over pictures": Mistake(
@@ -537,6 +647,22 @@ SOFT_GRADIENT = Exercise(
                 temperature * (student.softmax(-1) - teacher.softmax(-1)) / len(student)
             ),
             "p and q are the *softened* probabilities: divide both logits by T before the softmax.",
+        ),
+        "of the plain divergence, for one picture": Mistake(
+            lambda student, teacher, temperature: (
+                soft_gradient(student, teacher, temperature) * len(student) / temperature**2
+            ),
+            "This is (q - p) / T, for one picture and without T²: multiply by T², and divide by b.",
+        ),
+        "no factor T": Mistake(
+            lambda student, teacher, temperature: soft_gradient(student, teacher, temperature) / temperature,
+            "A factor is missing from (q - p) / b: the inner derivative gives 1/T, and the loss has T².",
+        ),
+        "the limit": Mistake(
+            lambda student, teacher, temperature: (
+                ((student - teacher) - (student - teacher).mean(dim=-1, keepdim=True)) / student.numel()
+            ),
+            "This is the limit for logits that are small beside T. Take q - p itself.",
         ),
     },
 )
@@ -581,6 +707,26 @@ ENSEMBLE_LOSS = Exercise(
                 "The targets were softened, turned into logits, and softened again. Logarithms of soft "
                 "targets are logits at T = 1: divide only the student's by T."
             ),
+        ),
+        "student not softened": Mistake(
+            lambda student, teachers, temperature: (
+                temperature**2 * soft_loss(student, soft_targets(teachers, temperature).mean(dim=0).log(), 1)
+            ),
+            _says_ratio("The student was not softened: divide its logits by T too."),
+        ),
+        "student not softened, no T²": Mistake(
+            lambda student, teachers, temperature: soft_loss(
+                student, soft_targets(teachers, temperature).mean(dim=0).log(), 1
+            ),
+            _says_ratio(
+                "At T = 1 soft_loss neither softens the student nor multiplies by T²: both are left to you."
+            ),
+        ),
+        "targets for logits": Mistake(
+            lambda student, teachers, temperature: soft_loss(
+                student, soft_targets(teachers, temperature).mean(dim=0), temperature
+            ),
+            _says_ratio("soft_loss took the mean targets for logits, but they are probabilities already."),
         ),
     },
 )
@@ -629,6 +775,19 @@ PARTIAL_SOFT_LOSS = Exercise(
                 partial_soft_loss(student, teacher, known, temperature) / temperature**2
             ),
             _says_ratio("The factor T² is missing."),
+        ),
+        "zeros for the unknown": Mistake(
+            lambda student, teacher, known, temperature: soft_loss(
+                student, torch.zeros_like(student).index_copy(1, known, teacher), temperature
+            ),
+            _says_ratio(
+                "You gave the teacher zeros for the classes that it does not know, but a logit of zero is an "
+                "opinion too. Choose the student's known logits instead."
+            ),
+        ),
+        "turned round": Mistake(
+            lambda student, teacher, known, temperature: soft_loss(teacher, student[:, known], temperature),
+            _says_ratio("Student and teacher changed places: soft_loss takes the student first."),
         ),
     },
 )
