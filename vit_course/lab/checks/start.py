@@ -31,6 +31,14 @@ def surplus_confidence(logits: Tensor, labels: Tensor) -> float:
     return sure - share_right(logits, labels)
 
 
+def _naming_case(n: int) -> tuple[Tensor, Tensor]:
+    """Logits of n pictures for n classes, so that an argmax along the wrong axis runs; and the labels."""
+    labels = torch.arange(n) - torch.arange(n) % 3
+    logits = torch.randn(n, n, generator=torch.Generator().manual_seed(0))
+    logits[torch.arange(n), labels] += 2.0
+    return logits, labels
+
+
 def _object_case(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Weights of two pictures in which heads and rows differ, and how much of each patch is object."""
     n = 1 + rows * columns
@@ -90,17 +98,22 @@ EXERCISES = [
     Exercise(
         name="share_right",
         solution=share_right,
-        cases=(
-            (torch.randn(50, 10, generator=GENERATOR), torch.randint(10, (50,), generator=GENERATOR)),
-            (torch.eye(4)[[0, 1, 2, 3, 0, 1]] - 5, torch.tensor([0, 1, 2, 0, 0, 1])),
-        ),
+        cases=(_naming_case(20), (torch.tensor([[-5.5, -7.0, -4.5, -6.0]]), torch.tensor([2]))),
         praise="The scores themselves do not matter, only which one is the largest.",
         mistakes={
             "wrong axis": Mistake(
-                lambda logits, labels: (
-                    (logits.argmax(dim=0)[: len(labels)] == labels[: logits.shape[1]]).float().mean().item()
-                ),
+                lambda logits, labels: (logits.argmax(dim=0) == labels).float().mean().item(),
                 "argmax ran over the images (dim=0). For each image, take the best class: dim=1.",
+            ),
+            "no axis": Mistake(
+                lambda logits, labels: (logits.argmax() == labels).float().mean().item(),
+                "Without an axis, argmax gives one place in the whole table. For each image, take the best "
+                "class: dim=1.",
+            ),
+            "the score": Mistake(
+                lambda logits, labels: (logits.amax(dim=1) == labels).float().mean().item(),
+                "You compared the largest score itself with the label. The guess is the place of that "
+                "score, which argmax gives.",
             ),
             "a count": Mistake(
                 lambda logits, labels: (logits.argmax(dim=1) == labels).float().sum().item(),
@@ -127,8 +140,25 @@ EXERCISES = [
         mistakes={
             "class token counted": Mistake(
                 lambda weights, covered: (weights.mean(dim=1)[:, 0, 1:] * covered).sum(dim=1),
-                "What the class token keeps for itself is missing from your sum: divide the weights on "
+                "What the class token takes from itself still counts in your total: divide the weights on "
                 "patches by their own sum first.",
+            ),
+            "one sum for all": Mistake(
+                lambda weights, covered: (
+                    weights.mean(dim=1)[:, 0, 1:] / weights.mean(dim=1)[:, 0, 1:].sum() * covered
+                ).sum(dim=1),
+                "You divided by the sum over all pictures. Each picture has its own: "
+                "sum(dim=1, keepdim=True).",
+            ),
+            "share of the object": Mistake(
+                lambda weights, covered: (
+                    (weights.mean(dim=1)[:, 0, 1:] * covered).sum(dim=1) / covered.sum(dim=1)
+                ),
+                "You divided by how much object there is; divide by the sum of the weights on patches.",
+            ),
+            "one head": Mistake(
+                lambda weights, covered: share_on_object(weights[:, :1], covered),
+                "That is the first head alone; average over the heads.",
             ),
             "column": Mistake(
                 lambda weights, covered: (
@@ -189,6 +219,11 @@ EXERCISES = [
                 "The column of the class token is still among the answers, so the numbers are one too high, "
                 "or 0 for the class token itself.",
             ),
+            "number of the token": Mistake(
+                lambda weights: most_received_patch(weights) + 1,
+                "That is the number of its token. Patches are counted without the class token: patch 0 is "
+                "token 1.",
+            ),
             "one head": Mistake(
                 lambda weights: int(weights[0, 1:, 1:].mean(dim=0).argmax()),
                 "That is the first head alone; average over the heads.",
@@ -207,6 +242,14 @@ EXERCISES = [
             "the other way round": Mistake(
                 lambda logits, labels: -surplus_confidence(logits, labels),
                 "The sign is the wrong way round: confidence minus accuracy.",
+            ),
+            "confidence alone": Mistake(
+                lambda logits, labels: logits.softmax(dim=1).amax(dim=1).mean().item(),
+                "That is the mean confidence; now subtract the accuracy.",
+            ),
+            "surest picture": Mistake(
+                lambda logits, labels: logits.softmax(dim=1).max().item() - share_right(logits, labels),
+                "You took the largest probability of all pictures. Take the largest of each, then the mean.",
             ),
             "chance of the truth": Mistake(
                 lambda logits, labels: (
