@@ -51,6 +51,11 @@ def _cut_as(order: str) -> Callable:
     return answer
 
 
+def _split_the_other_way(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    arrow = "b c (p1 rows) (p2 columns) -> b (rows columns) (p1 p2 c)"
+    return rearrange(images, arrow, p1=patch_size[0], p2=patch_size[1])
+
+
 def _only_channels_moved(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     return images.permute(0, 2, 3, 1).reshape(patchify(images, patch_size).shape)
 
@@ -117,16 +122,23 @@ PATCHIFY = Exercise(
                 "belongs to the rows, p2 to the columns."
             ),
         ),
+        "sides split the other way round": Mistake(
+            _split_the_other_way,
+            says=lambda answer: (
+                f"Your first patch starts {_start(answer)}: it gathers pixels from all over the image. You "
+                "split a side as (p1 rows); the index of the patch comes first: (rows p1), (columns p2)."
+            ),
+        ),
     },
 )
 
 
-def _pasted_as(order: str) -> Callable:
-    """An unpatchify that reads the patches in another order."""
+def _pasted_as(order: str, sides: str = "(rows p1) (columns p2)") -> Callable:
+    """An unpatchify that reads the patches, or writes the sides, in another order."""
 
     def answer(patches: Tensor, patch_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
         (p1, p2), (h, w) = patch_size, image_size
-        arrow = f"b {order} -> b c (rows p1) (columns p2)"
+        arrow = f"b {order} -> b c {sides}"
         return rearrange(patches, arrow, rows=h // p1, columns=w // p2, p1=p1, p2=p2)
 
     return answer
@@ -169,6 +181,13 @@ UNPATCHIFY = Exercise(
             says=(
                 "You fill the grid column by column. Patches come in reading order: split n into (rows "
                 "columns)."
+            ),
+        ),
+        "sides merged the other way round": Mistake(
+            _pasted_as("(rows columns) (p1 p2 c)", "(p1 rows) (p2 columns)"),
+            says=(
+                "Your patches are spread over the whole image. A side is merged with the index of the patch "
+                "first: (rows p1), (columns p2)."
             ),
         ),
     },
@@ -280,6 +299,11 @@ def _sines_first(grid: tuple[int, int], dim: int) -> Tensor:
     return torch.cat([sin_x, sin_y, cos_x, cos_y], dim=1)
 
 
+def _cosines_first(grid: tuple[int, int], dim: int) -> Tensor:
+    sin_x, cos_x, sin_y, cos_y = _clocks(grid, dim)
+    return torch.cat([cos_x, sin_x, cos_y, sin_y], dim=1)
+
+
 def _alternating(grid: tuple[int, int], dim: int) -> Tensor:
     sin_x, cos_x, sin_y, cos_y = _clocks(grid, dim)
     return torch.cat(
@@ -316,6 +340,10 @@ SINCOS_POSITIONS = Exercise(
             _sines_first,
             says="You put both sines before both cosines. Here it is sin x, cos x, sin y, cos y.",
         ),
+        "cosines before sines": Mistake(
+            _cosines_first,
+            says="You put each cosine before its sine. Here it is sin x, cos x, sin y, cos y.",
+        ),
         "sines and cosines alternate": Mistake(
             _alternating,
             says=(
@@ -350,6 +378,14 @@ def _resized_with(prefix_last: bool = False, swapped: bool = False, **how: objec
         return torch.cat(parts[::-1] if prefix_last else parts)
 
     return answer
+
+
+def _reshaped_to_a_table(
+    positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int
+) -> Tensor:
+    table = resize_positions(positions, old_grid, new_grid, num_prefix_tokens)
+    prefix, patches = table[:num_prefix_tokens], table[num_prefix_tokens:]
+    return torch.cat([prefix, patches.T.reshape(patches.shape)])
 
 
 def _reshaped_to_a_picture(
@@ -409,6 +445,13 @@ RESIZE_POSITIONS = Exercise(
             says=(
                 "You reshaped (n, d) straight to (d, rows, columns), so the numbers of different places are "
                 "mixed. The axis d must move to the front first."
+            ),
+        ),
+        "reshaped back into a table": Mistake(
+            _reshaped_to_a_table,
+            says=(
+                "You reshaped the resized picture (d, rows, columns) straight to (n, d), so the numbers of "
+                "different places are mixed. The axis d must move back to the end first."
             ),
         ),
     },
@@ -514,6 +557,15 @@ def _without_halves(old_grid: tuple[int, int], new_grid: tuple[int, int], dim: i
     return _positions_at(y, x, dim)
 
 
+def _not_shifted_back(old_grid: tuple[int, int], new_grid: tuple[int, int], dim: int) -> Tensor:
+    y, x = ((torch.arange(new) + 0.5) * old / new for old, new in zip(old_grid, new_grid, strict=True))
+    return _positions_at(y, x, dim)
+
+
+def _table_resized(old_grid: tuple[int, int], new_grid: tuple[int, int], dim: int) -> Tensor:
+    return resize_positions(sincos_positions(old_grid, dim), old_grid, new_grid)
+
+
 def _ends_on_ends(old_grid: tuple[int, int], new_grid: tuple[int, int], dim: int) -> Tensor:
     y, x = (torch.linspace(0, old - 1, new) for old, new in zip(old_grid, new_grid, strict=True))
     return _positions_at(y, x, dim)
@@ -563,6 +615,21 @@ STRETCHED_POSITIONS = Exercise(
                 f"Your second column stands at x = {_second_column(answer):.2f}, your first at 0. You "
                 "scaled the corners of the patches; it is their centres, half a patch further on, that "
                 "keep their place: (index + 0.5) · old / new - 0.5."
+            ),
+        ),
+        "not shifted back": Mistake(
+            _not_shifted_back,
+            says=(
+                "You forgot to shift back: old patch 0 has its centre at 0, not at 0.5. The whole formula is "
+                "(index + 0.5) · old / new - 0.5."
+            ),
+        ),
+        "finished table resized": Mistake(
+            _table_resized,
+            says=(
+                "You resized the finished table, as step 4 does. That blends the sines of neighbouring "
+                "places, which is not the sine of the place between them. Move x and y first, then take "
+                "sines and cosines."
             ),
         ),
         "ends on ends": Mistake(
@@ -629,6 +696,14 @@ CUT_VIDEO = Exercise(
                 "Each tube is right, but the frames run fastest. All tubes of the first frames come first: "
                 "(frames rows columns)."
             ),
+        ),
+        "places column by column": Mistake(
+            _cut_tubes("b (frames columns rows) (pf p1 p2 c)"),
+            says="Each tube is right, but they come column by column: (frames rows columns).",
+        ),
+        "columns before rows inside the tube": Mistake(
+            _cut_tubes("b (frames rows columns) (pf p2 p1 c)"),
+            says="Inside a tube you walk down the columns. Put p1 (rows) before p2: (pf p1 p2 c).",
         ),
         "frames last inside the tube": Mistake(
             _cut_tubes("b (frames rows columns) (p1 p2 pf c)"),
