@@ -1,6 +1,7 @@
 """Lesson 02: attention, its heads, the layer and rollout; a layer to repair, and attention with a mask."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -164,6 +165,10 @@ class _MergeOtherOrder(HeadedAttention):
         return self.proj(rearrange(out, "b h n k -> b n (k h)"))
 
 
+class _BothOtherOrder(_SplitOtherOrder, _MergeOtherOrder):
+    pass
+
+
 class _NoOutputLayer(HeadedAttention):
     def merge(self, out: Tensor) -> Tensor:
         return rearrange(out, "b h n k -> b n (h k)")
@@ -207,6 +212,13 @@ headed_attention = Exercise(
         "merged in the other order": Mistake(
             _MergeOtherOrder,
             says="merge: you merged as '(k h)'. Each head's k numbers stay together: '(h k)'.",
+        ),
+        "both in the other order": Mistake(
+            _BothOtherOrder,
+            says=(
+                "split and merge: you wrote '(k h)' in both. Each head's k numbers stand together: '(h k)', "
+                "on both ways."
+            ),
         ),
         "no output layer": Mistake(
             _NoOutputLayer,
@@ -328,20 +340,32 @@ def _record(seed: int, heads: int, tokens: int, depth: int) -> list[AttentionLay
     return [*layers, AttentionLayer(last.softmax(dim=-1), "class", None, 0, "class_layer")]
 
 
+def _roll_class_layers_too(record: list[AttentionLayer]) -> Tensor:
+    return _roll([replace(layer, kind="global") for layer in record])
+
+
+def _roll_heads_apart(record: list[AttentionLayer]) -> Tensor:
+    def one(head: int) -> Tensor:
+        return _roll(record, over_heads=lambda weights: weights[:, head])
+
+    return torch.stack([one(head) for head in range(record[0].weights.shape[1])]).mean(dim=0)
+
+
 def _roll(
     record: list[AttentionLayer],
     *,
     over_heads: Callable[[Tensor], Tensor] = lambda weights: weights.mean(dim=1),
     added: float = 1.0,
+    everywhere: bool = False,
     shared_out: bool = True,
     last_on_the_left: bool = True,
 ) -> Tensor:
     layers = [over_heads(layer.weights) for layer in record if layer.kind == "global"]
     result = identity = torch.eye(layers[0].shape[-1])
     for weights in layers:
-        mixed = weights + added * identity
+        mixed = weights + (added if everywhere else added * identity)
         if shared_out:
-            mixed = mixed / mixed.sum(dim=-1, keepdim=True)
+            mixed = mixed / (1 + added)
         result = mixed @ result if last_on_the_left else result @ mixed
     return result
 
@@ -355,6 +379,13 @@ rollout_exercise = Exercise(
         "nothing added": Mistake(
             lambda record: _roll(record, added=0),
             says="Each layer passes half of its input on unchanged: A' = (A + 1) / 2, with 1 the identity.",
+        ),
+        "one added to every number": Mistake(
+            lambda record: _roll(record, everywhere=True),
+            says=(
+                "You added 1 to every number of A. The 1 in A' = (A + 1) / 2 is the identity matrix, with "
+                "ones on the diagonal only: torch.eye(n)."
+            ),
         ),
         "not halved": Mistake(
             lambda record: _roll(record, shared_out=False),
@@ -371,9 +402,20 @@ rollout_exercise = Exercise(
             lambda record: _roll(record, over_heads=lambda weights: weights.amax(dim=1)),
             says="You took the largest weight over the heads. Average over them: .mean(dim=1).",
         ),
+        "heads averaged at the end": Mistake(
+            _roll_heads_apart,
+            says=(
+                "You followed each head alone and averaged at the end. A token passes on what all heads gave "
+                "it: average over the heads in each layer, .mean(dim=1), before you multiply."
+            ),
+        ),
         "one head": Mistake(
             lambda record: _roll(record, over_heads=lambda weights: weights[:, 0]),
             says="You followed the first head alone. Average over the heads: .mean(dim=1).",
+        ),
+        "every kind of layer": Mistake(
+            _roll_class_layers_too,
+            says="You multiplied all layers of the record. Use only those whose kind is 'global'.",
         ),
         "the last layer alone": Mistake(
             lambda record: _roll(record[-2:]),
@@ -455,6 +497,8 @@ def _masked_attention(
         return scores.softmax(dim=-1) @ v
     if fault == "queries":
         return scores.masked_fill(~visible[:, None, :, None], -1e9).softmax(dim=-1) @ v
+    if fault == "both":
+        return scores.masked_fill(~(mask & visible[:, None, :, None]), -1e9).softmax(dim=-1) @ v
     if fault == "inverted":
         mask = ~mask
     return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) @ v
@@ -488,6 +532,11 @@ MASKS = {
         "queries",
         "You hid rows, the queries; their scores are now all the same. Hide columns, the keys: "
         "visible[:, None, None, :].",
+    ),
+    "queries and keys hidden": (
+        "both",
+        "The keys are hidden as they should be, but you hid the rows of the empty queries too; their scores "
+        "are now all the same. Hide the keys only: visible[:, None, None, :].",
     ),
     "no mask": (
         "none",
