@@ -79,6 +79,20 @@ COSINE_SCHEDULE = Exercise(
             "Your rate falls and climbs again: that is a whole turn of the cosine. Half a turn is pi times "
             "the progress.",
         ),
+        "pi forgotten": Mistake(
+            _schedule(lambda step, steps, warmup: _progress(step, steps, warmup) / math.pi, _warm),
+            "Your cosine turns by one radian only and stays near its top: it should turn by pi times the "
+            "progress.",
+        ),
+        "not halved": Mistake(
+            lambda step, steps, start, end, warmup: (
+                start * _warm(step, warmup)
+                if step < warmup
+                else end + (start - end) * (1 + math.cos(math.pi * _progress(step, steps, warmup)))
+            ),
+            "The warm-up is right; your cosine begins too far from `end`, at twice the distance: 1 + cos(…) "
+            "runs from 2 to 0, so divide it by 2.",
+        ),
         "a straight line": Mistake(
             lambda step, steps, start, end, warmup: (
                 start * _warm(step, warmup)
@@ -126,6 +140,11 @@ def _trained(function: Callable, case: tuple[dict, int]) -> Any:
     if _is_unanswered(losses) or (isinstance(losses, list) and not losses):
         return None
     if isinstance(losses, list | tuple):
+        if len(losses) != settings["steps"]:
+            raise ValueError(
+                f"it gave {len(losses)} of {settings['steps']} losses; every step gives one, and `return` "
+                f"stands behind the loop"
+            )
         losses = torch.tensor([float(value) for value in losses])
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     return losses, weights, torch.equal(before, torch.get_rng_state())
@@ -244,7 +263,7 @@ FIT = Exercise(
                 "The batches follow the seed, dropout does not: torch.manual_seed(seed) inside fork_rng."
             ),
             "random state left changed": (
-                "The training is right, but the caller's random state is another afterwards: do it all in "
+                "The training is right, but the caller's random state has changed afterwards: do it all in "
                 "torch.random.fork_rng()."
             ),
         }.items()
@@ -349,6 +368,12 @@ def _paired_with(mistake: str) -> Callable:
         if mistake == "among the disagreements":
             apart = differences[differences != 0]
             mean = apart.mean()
+        if mistake == "corrected spread":
+            spread = differences.std()
+        if mistake == "mean not taken off":
+            spread = differences.square().mean().sqrt()
+        if mistake == "no root of the variance":
+            spread = differences.var(correction=0)
         half = 1.96 * spread / n**0.5
         if mistake == "one standard error":
             half = half / 1.96
@@ -387,9 +412,21 @@ PAIRED_DIFFERENCE = Exercise(
             ),
             "one standard error": "That half width is one standard error: 95 % take 1.96 of them.",
             "not divided by the root": "The half width is that of one picture: divide by the root of n.",
+            "corrected spread": (
+                "Very close: PyTorch's std() divides by n - 1 by default. The formula divides by n, which is "
+                "std(correction=0)."
+            ),
+            "mean not taken off": (
+                "Very close: you took the root of the mean square. The variance is that less the square of "
+                "the mean."
+            ),
+            "no root of the variance": (
+                "You used the variance of the differences: the half width takes its root, the standard "
+                "deviation."
+            ),
             "divided by n": "Divide the spread by the root of n, not by n.",
             "both ends": "You gave the two ends of the interval; give its middle and its half width.",
-            "the wrong way round": "The sign is turned round: positive means that the first is better.",
+            "the wrong way round": "Your sign is the wrong way round: positive means the first is better.",
         }.items()
     },
 )
@@ -609,6 +646,16 @@ def _too_many(groups: Tensor, share: float) -> Tensor:
     return chosen
 
 
+def _too_few(groups: Tensor, share: float) -> Tensor:
+    chosen = torch.zeros(len(groups), dtype=torch.bool)
+    for group in groups.unique().flip(0):
+        more = chosen | (groups == group)
+        if more.sum() > share * len(groups):
+            break
+        chosen = more
+    return chosen
+
+
 def _share_of_groups(groups: Tensor, share: float) -> Tensor:
     kinds = groups.unique()
     return torch.isin(groups, kinds[len(kinds) - math.ceil(share * len(kinds)) :])
@@ -641,6 +688,11 @@ HELD_OUT = Exercise(
         "one group too many": Mistake(
             _too_many,
             "You go on where the share is reached exactly: stop as soon as it is.",
+        ),
+        "one group too few": Mistake(
+            _too_few,
+            "You stop before the share is reached: at *least* that share is to be held out, so the last "
+            "group may go beyond it.",
         ),
         "the first groups": Mistake(
             lambda groups, share: _held_out(-groups, share),
