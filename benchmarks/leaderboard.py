@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -257,7 +258,8 @@ class Cost:
         model = MODELS[self.model]()
         images = torch.randn(self.batch, 3, 32, 32)
         with eval_mode(model):
-            with record_attention(model), FlopCounterMode(display=False) as counter:
+            recording = nullcontext() if self.model == CNN else record_attention(model)
+            with recording, FlopCounterMode(display=False) as counter:
                 model(images[:1])
             times = [process_time(lambda: model(images)) for _ in range(self.rounds + 3)][3:]
         numbers = {

@@ -82,9 +82,10 @@ def test_learning_rates_are_chosen_on_other_scenes_than_the_table_is_measured_on
     assert not any(task.validation for task in board.BOARD.several)
 
 
-def test_what_a_network_takes():
-    numbers = replace(board.Cost("XCiT"), rounds=1).run(0)
-    assert numbers["parameters"] == board.count_parameters(board.MODELS["XCiT"]())
+@pytest.mark.parametrize("model", ["XCiT", board.CNN])
+def test_what_a_network_takes(model):
+    numbers = replace(board.Cost(model), rounds=1).run(0)
+    assert numbers["parameters"] == board.count_parameters(board.MODELS[model]())
     assert numbers["flops"] > 2e6 and numbers["ms"] > 0
 
 
