@@ -42,8 +42,8 @@ class ImageSet:
     Attributes:
         images: (b, c, h, w) float32, values in 0..1. Floats, not bytes: what a lesson sees is what it
             computes with, and the largest set of the course (20,000 × 3 × 32 × 32) takes 245 MB.
-        labels: (b,) int64, positions in ``classes``.
-        classes: the names of the classes.
+        labels: (b,) int64, positions in ``classes``; all 0 where there are no classes.
+        classes: the names of the classes; () where nobody knows what the pictures show.
         masks: (b, h, w) bool, true on the object; None where nobody knows.
         boxes: (b, 4) float32, ``x0 y0 x1 y1`` in pixels, ``x1`` and ``y1`` just outside the object; None
             where nobody knows.
@@ -71,7 +71,7 @@ class ImageSet:
         _check_part("labels", self.labels, torch.int64, (b,))
         _check_part("masks", self.masks, torch.bool, (b, h, w))
         _check_part("boxes", self.boxes, torch.float32, (b, 4))
-        if b and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+        if b and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < max(1, len(self.classes)):
             low, high = int(self.labels.min()), int(self.labels.max())
             raise ValueError(f"labels run from {low} to {high}, but there are {len(self.classes)} classes")
 
@@ -99,7 +99,8 @@ class ImageSet:
         names = ", ".join(self.classes[:10]) + (", …" if len(self.classes) > 10 else "")
         extras = [name for name in ("masks", "boxes") if getattr(self, name) is not None]
         known = f", with {' and '.join(extras)}" if extras else ""
-        return f"ImageSet({b:,} images {c}×{h}×{w}{known}; {len(self.classes)} classes: {names})"
+        classes = f"{len(self.classes)} classes: {names}" if self.classes else "no classes"
+        return f"ImageSet({b:,} images {c}×{h}×{w}{known}; {classes})"
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """A random batch, drawn with replacement, for training.
