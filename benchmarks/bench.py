@@ -7,7 +7,8 @@ way of multiplying float32 matrices, the same for all: exact float32, the faster
 `torch.set_float32_matmul_precision("medium")` allows, and bfloat16 autocast. All models of a family are timed
 in turn, round after round, so that a machine that slows down slows all of them; a ratio is the median over
 the rounds. With one thread the clock is the process's own time, which other programs disturb little. Peak
-memory is measured in a fresh process per row.
+memory is measured in a fresh process per row. How fast photographs are read and augmented stands in a table
+of its own (`loading.py`).
 """
 
 import argparse
@@ -26,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+import loading
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -148,6 +150,7 @@ def families() -> dict[str, Family]:
 
 
 FAMILIES = families()
+LOADING = "photographs"  # the row beside the families: what is measured in `loading.py`
 
 
 def is_installed(library: str) -> bool:
@@ -362,8 +365,8 @@ def written(number: float | None, form: str) -> str:
     return "–" if number is None else format(number, form)
 
 
-def report(rows: list[Row], rounds: int, threads: int) -> str:
-    """The table with what a reader needs to judge it."""
+def report(rows: list[Row], rounds: int, threads: int, loaded: list[loading.Row] | None = None) -> str:
+    """The tables with what a reader needs to judge them."""
     packages = ", ".join(
         f"{name} {version(name)}" if is_installed(name) else f"{name} not installed" for name in PACKAGES
     )
@@ -372,6 +375,7 @@ def report(rows: list[Row], rounds: int, threads: int) -> str:
     batches = ", ".join(
         f"{FAMILIES[name].batch} for {name}" for name in dict.fromkeys(row.family for row in rows)
     )
+    photographs = f"\n{loading.report(loaded)}" if loaded else ""
     return f"""# Speed beside the published libraries
 
 {date.today().isoformat()}, {machine["cpu"]}, {machine["system"]}, Python {machine["python"]}, {packages}.
@@ -383,7 +387,7 @@ Made by `make bench`.
 *ours ×*: how many times as fast ours is under the same switch, the median over the rounds; above 1 ours is
 faster. *error*: how far the logits move from those of the same model in plain float32, relative to their
 size. *peak MB*: growth of resident memory over the loaded model, in a fresh process.
-"""
+{photographs}"""
 
 
 def main() -> None:
@@ -397,7 +401,8 @@ def main() -> None:
         help="CPU threads; with more than one the clock is the wall's (default 1)",
     )
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
-    parser.add_argument("--only", choices=FAMILIES, metavar="NAME", help=f"one family: {', '.join(FAMILIES)}")
+    choices = [*FAMILIES, LOADING]
+    parser.add_argument("--only", choices=choices, metavar="NAME", help=f"one of {', '.join(choices)}")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -419,12 +424,14 @@ def main() -> None:
         return
 
     rounds = 3 if options.quick else options.rounds
-    names = [options.only] if options.only else list(FAMILIES)[:1] if options.quick else list(FAMILIES)
-    text = report(
-        [row for name in names for row in measure(name, rounds, options.threads, not options.quick)],
-        rounds,
-        options.threads,
-    )
+    names = [options.only] if options.only else choices[:1] if options.quick else choices
+    rows = [
+        row
+        for name in names
+        if name != LOADING
+        for row in measure(name, rounds, options.threads, not options.quick)
+    ]
+    text = report(rows, rounds, options.threads, loading.measure(rounds) if LOADING in names else None)
     print(text)
     if options.save:
         SAVED.parent.mkdir(exist_ok=True)

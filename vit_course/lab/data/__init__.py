@@ -6,25 +6,34 @@
 | `photo(name)`, `photos()` | real photographs, whole and in crops; `PHOTO_CREDITS` says whose | nothing |
 | `shapes(level)` | generated scenes with label, exact mask and box, at three levels | nothing |
 | `reach()`, `reach_dense()` | coloured cells: name the colour far from the mark | nothing |
-| `image_folder(path)` | a learner's own pictures, one sub-folder per class | the pictures |
+| `image_folder(path)` | a learner's own pictures in memory, one sub-folder per class or none | the pictures |
+| `ImageFolderStream(path, PhotoCrops())` | any number of photographs, read as they are needed | the photographs |
 | `cifar10()`, `published(name)` | sets that torchvision can fetch | a network, once |
 """
 
 from .folder import image_folder
 from .handwriting import digits
 from .image_set import MEAN, STD, ImageSet, normalise
+from .photo_crops import IMAGENET_MEAN, IMAGENET_STD, PhotoCrops, PhotoView
 from .photographs import PHOTO_CREDITS, Credit, photo, photos
 from .published import cifar10, published
 from .reach import reach, reach_dense
 from .scenes import LEVELS, boxes_around, shapes
+from .stream import ImageFolderStream, SeededSampler
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "LEVELS",
     "MEAN",
     "PHOTO_CREDITS",
     "STD",
     "Credit",
+    "ImageFolderStream",
     "ImageSet",
+    "PhotoCrops",
+    "PhotoView",
+    "SeededSampler",
     "boxes_around",
     "cifar10",
     "digits",
