@@ -11,13 +11,14 @@ BIN     := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCHABLE := $(VENV)/.installed-bench
 
-.PHONY: help lab reset test quick export execute pages format lint types bench results clean
+.PHONY: help lab reset test quick soak export execute pages format lint types bench results clean
 
 help:
 	@echo "make lab               open JupyterLab on your own copies of the lessons, in work/"
 	@echo "make reset LESSON=02   put a fresh copy of a lesson beside yours"
 	@echo "make test              prove everything: package, notebooks, tools"
 	@echo "make quick             the package's tests in minutes: no notebook, no browser, nothing marked slow"
+	@echo "make soak              the long forms of some tests: thousands of files, many minutes"
 	@echo "make bench             measure speed and memory beside the published peers"
 	@echo "make results           compute the long accuracy tables again"
 	@echo "make clean             remove .venv and what was built; work/ and data/ stay"
@@ -45,9 +46,9 @@ reset: $(INSTALLED)
 
 # Two trainings of two threads each on two cores run many times slower than one alone: one thread per worker. loadfile keeps
 # the cells of a notebook together; the order is the one of tests/conftest.py, the longest first.
-test quick execute: export OMP_NUM_THREADS = 1
-test quick execute: export MKL_NUM_THREADS = 1
-test quick execute: export HF_HUB_OFFLINE = 1
+test quick soak execute: export OMP_NUM_THREADS = 1
+test quick soak execute: export MKL_NUM_THREADS = 1
+test quick soak execute: export HF_HUB_OFFLINE = 1
 
 test: $(INSTALLED)
 	$(BIN)/python tools/export.py --check
@@ -56,8 +57,11 @@ test: $(INSTALLED)
 
 quick: $(INSTALLED)
 	$(BIN)/python tools/export.py --check
-	$(BIN)/python -m pytest tests -m "not slow" -p no:nbval --override-ini addopts= -n $(WORKERS) --dist loadfile --durations=10
+	$(BIN)/python -m pytest tests -m "not slow and not soak" -p no:nbval --override-ini addopts= -n $(WORKERS) --dist loadfile --durations=10
 	@echo "Well so far. make test adds the notebooks, the browser and what is marked slow."
+
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest tests -m soak -p no:nbval --override-ini addopts= --durations=10
 
 export: $(INSTALLED)
 	$(BIN)/python tools/export.py

@@ -365,8 +365,8 @@ def written(number: float | None, form: str) -> str:
     return "–" if number is None else format(number, form)
 
 
-def report(rows: list[Row], rounds: int, threads: int, loaded: list[loading.Row] | None = None) -> str:
-    """The tables with what a reader needs to judge them."""
+def report(rows: list[Row], rounds: int, threads: int) -> str:
+    """The table with what a reader needs to judge it."""
     packages = ", ".join(
         f"{name} {version(name)}" if is_installed(name) else f"{name} not installed" for name in PACKAGES
     )
@@ -375,7 +375,6 @@ def report(rows: list[Row], rounds: int, threads: int, loaded: list[loading.Row]
     batches = ", ".join(
         f"{FAMILIES[name].batch} for {name}" for name in dict.fromkeys(row.family for row in rows)
     )
-    photographs = f"\n{loading.report(loaded)}" if loaded else ""
     return f"""# Speed beside the published libraries
 
 {date.today().isoformat()}, {machine["cpu"]}, {machine["system"]}, Python {machine["python"]}, {packages}.
@@ -387,7 +386,7 @@ Made by `make bench`.
 *ours ×*: how many times as fast ours is under the same switch, the median over the rounds; above 1 ours is
 faster. *error*: how far the logits move from those of the same model in plain float32, relative to their
 size. *peak MB*: growth of resident memory over the loaded model, in a fresh process.
-{photographs}"""
+"""
 
 
 def main() -> None:
@@ -425,13 +424,12 @@ def main() -> None:
 
     rounds = 3 if options.quick else options.rounds
     names = [options.only] if options.only else choices[:1] if options.quick else choices
-    rows = [
-        row
-        for name in names
-        if name != LOADING
-        for row in measure(name, rounds, options.threads, not options.quick)
-    ]
-    text = report(rows, rounds, options.threads, loading.measure(rounds) if LOADING in names else None)
+    families = [name for name in names if name != LOADING]
+    rows = [row for name in families for row in measure(name, rounds, options.threads, not options.quick)]
+    parts = [report(rows, rounds, options.threads)] if rows else []
+    if LOADING in names:
+        parts.append(loading.report(loading.measure(rounds)))
+    text = "\n".join(parts)
     print(text)
     if options.save:
         SAVED.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, features
 from support.links import link
+from support.photo_folder import BROKEN
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
@@ -187,6 +188,44 @@ def test_folders_that_cannot_be_used_are_explained(tmp_path):
         image_folder(tmp_path, test_share=0)
     with pytest.raises(ValueError, match="2 pictures of 20000 × 20000 pixels need 8.9 GB"):
         image_folder(tmp_path, test_share=0, size=20_000)
+
+
+def test_a_flat_folder_is_a_set_without_labels(tmp_path):
+    for i in range(10):
+        Image.new("L", (9, 9), i * 20).save(tmp_path / f"{i}.png")
+    (tmp_path / "empty").mkdir()
+    train, test = image_folder(tmp_path, size=4), image_folder(tmp_path, "test", size=4)
+    assert train.classes == test.classes == () and repr(train).endswith("no classes)")
+    assert train.labels.tolist() == [0] * 8 and test.labels.tolist() == [0] * 2
+    greys = [(part.images[:, 0, 0, 0] * 255 / 20).round().int().tolist() for part in (train, test)]
+    assert sorted(greys[0] + greys[1]) == list(range(10))
+    images, labels = train[:3].sample(5)
+    assert images.shape == (5, 3, 4, 4) and labels.tolist() == [0] * 5
+
+
+def test_class_folders_leave_loose_pictures_out(folder):
+    Image.new("RGB", (9, 9), "green").save(folder / "green.png")
+    assert image_folder(folder, test_share=0).classes == ("a", "b")
+
+
+def test_flat_folders_that_cannot_be_used_are_explained(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="the folder has 1 pictures; it needs at least 2 for a split"):
+        image_folder(tmp_path)
+    with pytest.raises(ValueError, match="none of the 1 pictures for split 'train' can be read"):
+        image_folder(tmp_path, test_share=0)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_kind_of_broken_file_is_named(folder, name):
+    for place in (folder / "a", folder / "a" / "deeper"):
+        place.mkdir(exist_ok=True)
+        try:
+            BROKEN[name](place / name)
+        except (OSError, AttributeError):
+            pytest.skip("this system lets nobody make such files")
+    with pytest.warns(UserWarning, match=f"2 of 17 pictures cannot be read(.|\n)*{name}(.|\n)*{name}"):
+        assert len(image_folder(folder, test_share=0)) == 15
 
 
 # Every kind of file beside pictures: what is read, what is reported, what is left alone.

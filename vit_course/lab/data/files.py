@@ -38,8 +38,8 @@ def pictures_by_folder(root: Path) -> dict[str, list[Path]]:
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r}")
     places = sorted((place for place in root.iterdir() if not _is_hidden(place.name)), key=lambda p: p.name)
-    found = {place.name: pictures_below(place) for place in places if place.is_dir()}
-    found[""] = [place for place in places if not place.is_dir() and _is_picture(place)]
+    found = {place.name: pictures_below(place) for place in places if _is_folder(place)}
+    found[""] = [place for place in places if place.name not in found and _is_picture(place)]
     if not any(found.values()):
         kinds = f"({', '.join(IMG_EXTENSIONS)} …)"
         if found.keys() == {""}:
@@ -49,10 +49,7 @@ def pictures_by_folder(root: Path) -> dict[str, list[Path]]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """The pictures in a folder and its sub-folders, links included, sorted the same way on every system.
-
-    An empty folder that is called like a picture is listed too, so that somebody reports it.
-    """
+    """The pictures in a folder and its sub-folders, links included, sorted the same way on every system."""
     found, seen = [], set()
     for place, inside, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
@@ -60,10 +57,10 @@ def pictures_below(folder: Path) -> list[Path]:
             inside.clear()
             continue
         seen.add(real)
-        inside[:] = sorted(name for name in inside if not _is_hidden(name))
+        folders = [name for name in inside if _is_folder(Path(place, name))]
+        files += set(inside) - set(folders)
+        inside[:] = sorted(name for name in folders if not _is_hidden(name))
         found += [Path(place, name) for name in files if _is_picture(Path(place, name))]
-        if not inside and not files and _is_named_like_a_picture(Path(place)) and Path(place) != folder:
-            found.append(Path(place))
     return sorted(found, key=lambda path: path.parts)
 
 
@@ -79,6 +76,11 @@ def _is_hidden(name: str) -> bool:
 
 def _is_named_like_a_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_NAMES
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether this is a folder, but no empty one that is called like a picture, which is reported as one."""
+    return path.is_dir() and (not _is_named_like_a_picture(path) or any(path.iterdir()))
 
 
 def _is_picture(path: Path) -> bool:
