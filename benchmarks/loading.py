@@ -12,14 +12,20 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from vit_course.lab.data import IMAGENET_MEAN, IMAGENET_STD, PHOTO_CREDITS, ImageFolderStream, PhotoCrops, photo
+from vit_course.lab.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PHOTO_CREDITS,
+    ImageFolderStream,
+    PhotoCrops,
+    photo,
+)
 
 SIZES = {"500 × 375": (500, 375), "3000 × 2250": (3000, 2250)}  # as in ImageNet; as from a camera
 
@@ -77,7 +83,11 @@ def theirs(folder: Path) -> Callable[[int], list[Tensor]]:
             ]
         )
 
-    views = [view(224, (0.4, 1), 1.0, 0.0), view(224, (0.4, 1), 0.1, 0.2), *[view(96, (0.05, 0.4), 0.5, 0.0)] * 8]
+    views = [
+        view(224, (0.4, 1), 1.0, 0.0),
+        view(224, (0.4, 1), 0.1, 0.2),
+        *[view(96, (0.05, 0.4), 0.5, 0.0)] * 8,
+    ]
     files = sorted(folder.iterdir())
 
     def read(index: int) -> list[Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bench
 import leaderboard
+import loading
 import pytest
 import results
 import tables
@@ -129,6 +130,16 @@ def test_the_speed_table_is_whole(monkeypatch):
     assert len(lines) == len(rows) + 2
     assert len({line.count("|") for line in lines}) == 1
     assert all(f"{name} 1.0" in bench.report(rows, rounds=1, threads=1) for name in bench.PACKAGES)
+
+
+def test_both_ways_of_loading_photographs_give_the_same_views(monkeypatch, tmp_path):
+    loading.write_photographs(tmp_path, 80, 60)
+    views = [[tuple(view.shape) for view in read(tmp_path)(0)] for read in (loading.ours, loading.theirs)]
+    assert views[0] == views[1] == [(3, 224, 224)] * 2 + [(3, 96, 96)] * 8
+    monkeypatch.setattr(loading, "SIZES", {"80 × 60": (80, 60)})
+    (row,) = loading.measure(rounds=1)
+    assert row.ours_is_faster == pytest.approx(row.ours / row.theirs)
+    assert f"| 80 × 60 | {row.ours:.0f} | {row.theirs:.0f} |" in loading.report([row])
 
 
 def test_a_library_that_is_not_there_gets_a_row_that_says_so(monkeypatch):

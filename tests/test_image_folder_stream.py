@@ -1,4 +1,4 @@
-"""Photographs read as they are needed: each once for all its views, whoever reads them, whatever is broken."""
+"""Photographs read as they are needed: once for all their views, whoever reads, whatever is broken."""
 
 import os
 import signal
@@ -15,8 +15,11 @@ from support.photo_folder import BROKEN, write_broken, write_pictures
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vit_course.lab.data import ImageFolderStream, image_folder
+from vit_course.dino import DINO, DINOLoss, DINOSchedule, SelfDistillation
+from vit_course.lab.data import ImageFolderStream, PhotoCrops, image_folder
 from vit_course.lab.data.files import read_picture
+from vit_course.training import fit
+from vit_course.vit import ViT
 
 COUNT = 200
 
@@ -59,8 +62,8 @@ def test_every_picture_is_read_and_every_broken_file_named_once(many: tuple[Path
         for _ in range(2):
             batches = list(stream.loader(8, shuffle=False))
     assert sum(map(len, batches)) == COUNT + len(BROKEN)
-    named = [str(warning.message) for warning in caught if "cannot be read" in str(warning.message)]
-    assert sorted(message.split(" cannot be read as a picture: ")[0] for message in named) == sorted(map(str, broken))
+    named = [str(warning.message).partition(" cannot be read as a picture: ") for warning in caught]
+    assert sorted(name for name, verb, _ in named if verb) == sorted(map(str, broken))
     assert set(stream.broken) == set(broken) and all(stream.broken.values())
 
 
@@ -80,7 +83,7 @@ def test_workers_name_a_broken_file_once_among_them(many: tuple[Path, list[Path]
         [sys.executable, tmp_path / "program.py"], capture_output=True, encoding="utf-8", check=True
     )
     assert answer.stdout.split() == ["210", "210", "210", "10"]
-    assert [answer.stderr.count(f"{path} cannot be read as a picture") for path in broken] == [1] * len(broken)
+    assert all(answer.stderr.count(f"{path} cannot be read as a picture") == 1 for path in broken)
 
 
 def test_a_broken_picture_is_replaced_by_a_readable_one_the_same_for_the_same_seed(colours: Path) -> None:
@@ -142,8 +145,8 @@ def test_labels_and_splits_are_those_of_image_folder(colours: Path) -> None:
     for name, pairs in (("train", train), ("test", test)):
         expected = image_folder(colours, name, 8, test_share=0.4, seed=3)
         assert [label for _, label in pairs] == expected.labels.tolist()
-    unlabelled = ImageFolderStream(colours, lambda picture: picture.shape[2], split="test", test_share=0.4, seed=3)
-    assert [unlabelled[i] for i in range(len(unlabelled))] == [width for width, _ in test]
+    unlabelled = ImageFolderStream(colours, split="test", test_share=0.4, seed=3)
+    assert [picture.shape[2] for picture in unlabelled] == [width for width, _ in test]
 
 
 def test_without_labels_all_pictures_count_wherever_they_lie(colours: Path) -> None:
@@ -175,7 +178,7 @@ def test_folders_that_cannot_be_used_are_explained(tmp_path: Path) -> None:
         ImageFolderStream(tmp_path, labels=True)
     with pytest.raises(ValueError, match="has 2 pictures, too few for a batch of 3"):
         ImageFolderStream(tmp_path).loader(3)
-    assert len(list(ImageFolderStream(tmp_path, mean).loader(3, shuffle=False))) == 1  # for evaluation it is enough
+    assert len(list(ImageFolderStream(tmp_path, mean).loader(3, shuffle=False))) == 1
 
 
 @pytest.mark.parametrize(
@@ -278,6 +281,32 @@ def test_any_dataloader_takes_it(colours: Path, workers: int) -> None:
     assert not torch.equal(first[0][0][0], first[1][0][0])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_dino_trains_on_it_and_resumes_as_if_never_stopped(tmp_path: Path, workers: int) -> None:
+    write_pictures(tmp_path, 12)
+    crops = PhotoCrops(16, 8, 1)
+
+    def train(**options: object) -> DINO:
+        torch.manual_seed(0)
+        vit = ViT(image_size=16, patch_size=4, num_classes=0, dim=16, depth=1, heads=2, mlp_dim=16)
+        model = DINO(vit, out_dim=8, hidden_dim=8, bottleneck_dim=4)
+        loader = ImageFolderStream(tmp_path, crops, least_side=crops.least_side).loader(4, workers=workers)
+        loss = SelfDistillation(DINOLoss(8))
+        fit(model, loader, loss, steps=7, callbacks=[DINOSchedule()], progress=False, **options)
+        return model
+
+    def stop(step: int) -> None:
+        if step == 4:  # in the second pass of three batches
+            raise KeyboardInterrupt
+
+    straight, path = train(), tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=path, checkpoint_every=4, after_step=stop)
+    resumed = train(checkpoint=path, resume=True)
+    for (name, one), other in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
 # Workers and the stop button
 
 LOOP = """
@@ -304,9 +333,11 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="a terminal signals a process group")
 @pytest.mark.parametrize(
     "method",
-    ["fork", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("forkserver", marks=pytest.mark.slow)],
+    ["fork", *(pytest.param(method, marks=pytest.mark.slow) for method in ("spawn", "forkserver"))],
 )
-def test_workers_leave_the_stop_button_to_the_main_process(colours: Path, tmp_path: Path, method: str) -> None:
+def test_workers_leave_the_stop_button_to_the_main_process(
+    colours: Path, tmp_path: Path, method: str
+) -> None:
     """Ctrl-C in a terminal goes to all processes: the loop ends, and no worker complains."""
     program = tmp_path / "loop.py"
     program.write_text(LOOP, encoding="utf-8")
@@ -336,12 +367,12 @@ def test_ten_thousand_pictures_are_read_three_times_in_the_same_memory(tmp_path:
     )
     lines = answer.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["10048"] * 3  # whole batches of 32 out of 10,050
-    assert [answer.stderr.count(f"{path} cannot be read as a picture") for path in broken] == [1] * len(broken)
+    assert all(answer.stderr.count(f"{path} cannot be read as a picture") == 1 for path in broken)
     first, *_, last = (int(line.split()[1]) for line in lines)
     assert last - first < 10_000, f"memory in kB after each pass: {lines}"
 
 
-# Reads a folder three times with two workers; prints the number of pictures and the memory of all processes, in kB.
+# Three passes of two workers: after each, the number of pictures and the memory of all processes in kB.
 SOAK = """
 import multiprocessing
 import os

@@ -49,20 +49,18 @@ KINDS: list[Callable[[Image.Image, Path], object]] = [
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0) -> None:
-    """Pictures of mixed sizes: grey, with alpha, palettes, CMYK, 16 bits, turned by EXIF, one after the other."""
+    """Pictures of mixed sizes and kinds: one of each of `KINDS` in turn."""
     random = np.random.default_rng(seed)
     for number in range(count):
         KINDS[number % len(KINDS)](_scene(random), folder / f"{'x' * (number % 8)}{number:05}")
 
 
-def _png(width: int, height: int, checksum: int = 0) -> bytes:
-    """The beginning of a PNG file: its header says how large it is."""
+def _png(width: int, height: int) -> bytes:
+    """A PNG file without pixels: its header says how large it is."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    crc = struct.pack(">I", zlib.crc32(header) ^ checksum)
-    end = b"IEND"
-    return b"".join(
-        [b"\x89PNG\r\n\x1a\n", struct.pack(">I", 13), header, crc, bytes(4), end, struct.pack(">I", zlib.crc32(end))]
-    )
+    crc = struct.pack(">I", zlib.crc32(header))
+    end = bytes(4) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + crc + end
 
 
 def _cut(path: Path) -> None:
@@ -94,7 +92,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 
 def write_broken(folder: Path, times: int = 1) -> list[Path]:
-    """A file of each broken kind, so many times; skips the calling test where a system lacks links or pipes."""
+    """A file of each broken kind, so many times; skips the test where nobody may make links or pipes."""
     paths = []
     for time in range(times):
         for name, write in BROKEN.items():

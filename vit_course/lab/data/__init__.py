@@ -7,7 +7,7 @@
 | `shapes(level)` | generated scenes with label, exact mask and box, at three levels | nothing |
 | `reach()`, `reach_dense()` | coloured cells: name the colour far from the mark | nothing |
 | `image_folder(path)` | a learner's own pictures in memory, one sub-folder per class or none | the pictures |
-| `ImageFolderStream(path, PhotoCrops())` | any number of photographs, read as they are needed | the photographs |
+| `ImageFolderStream(path)` | any number of photographs, read as needed; `PhotoCrops` | the photographs |
 | `cifar10()`, `published(name)` | sets that torchvision can fetch | a network, once |
 """
 

@@ -78,7 +78,7 @@ class PhotoView:
         Returns:
             (3, size, size) uint8.
         """
-        top, left, height, width = _draw_box(*image.shape[-2:], self.scale, generator)
+        top, left, height, width = _draw_box(image.shape[1], image.shape[2], self.scale, generator)
         part = image[None, :, top : top + height, left : left + width]
         part = part.contiguous(memory_format=torch.channels_last)  # the layout with a vectorised kernel
         view = F.interpolate(part, (self.size, self.size), mode="bicubic", antialias=True)[0]
@@ -171,9 +171,7 @@ class PhotoCrops:
         if not (self.std > 0).all():
             raise ValueError(f"std must be positive, not {std!r}")
 
-    def __call__(
-        self, image: Tensor | Image.Image, generator: torch.Generator | None = None
-    ) -> list[Tensor]:
+    def __call__(self, image: Tensor | Image.Image, generator: torch.Generator | None = None) -> list[Tensor]:
         """All views of one photograph, for a data set's `transform`.
 
         Args:
@@ -195,14 +193,11 @@ class PhotoCrops:
 
         A data set's `transform` where `recolour` does the second half on a GPU, in batches.
         """
-        if isinstance(image, Image.Image):
-            image = pil_to_tensor(image.convert("RGB"))
-        _require_photograph(image)
-        return [view.crop(image, generator) for view in self.views]
+        pixels = pil_to_tensor(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        _require_photograph(pixels)
+        return [view.crop(pixels, generator) for view in self.views]
 
-    def recolour(
-        self, crops: Sequence[Tensor], generator: torch.Generator | None = None
-    ) -> list[Tensor]:
+    def recolour(self, crops: Sequence[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
         """The second half of the work: colours, blur, solarisation and normalisation, on any device.
 
         Args:
@@ -364,7 +359,7 @@ def _blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _solarise(images: Tensor, is_chosen: Tensor) -> Tensor:
-    """Invert the values of the upper half, from 128 of 255 on, where this is 1: the smaller of x and 1 - x."""
+    """Invert the upper half of the values, from 128 of 255 on, where this is 1: x becomes 1 - x if larger."""
     return torch.lerp(images, torch.minimum(images, 1 - images), _beside(is_chosen, images))
 
 

@@ -86,15 +86,20 @@ class ImageFolderStream(Dataset):
         chosen = {
             name: draw_split(paths, split, test_share, seed, name)
             if labels or len(paths) > 1
-            else paths if split == "train" else []  # one picture of a folder that is no class cannot be split
+            else paths
+            if split == "train"
+            else []  # one picture of a folder that is no class cannot be split
             for name, paths in found.items()
         }
         if not any(chosen.values()):
-            raise ValueError(f"{str(self.root)!r} holds too few pictures for a split with test_share {test_share}")
+            raise ValueError(
+                f"{str(self.root)!r} holds too few pictures for a split with test_share {test_share}"
+            )
         self.classes = tuple(chosen) if labels else ()
         counts = torch.tensor([len(paths) for paths in chosen.values()], device="cpu")
         self._labels = torch.arange(len(chosen), device="cpu").repeat_interleave(counts) if labels else None
-        self._names = _Names([str(path.relative_to(self.root)) for paths in chosen.values() for path in paths])
+        everything = [path for paths in chosen.values() for path in paths]
+        self._names = _Names([str(path.relative_to(self.root)) for path in everything])
         # One flag for each picture, in memory that the workers share.
         self._is_broken = torch.zeros(len(self._names), dtype=torch.bool, device="cpu").share_memory_()
         self._reasons: dict[int, str] = {}
@@ -170,7 +175,9 @@ class ImageFolderStream(Dataset):
         require_at_least(1, batch_size=batch_size)
         require_at_least(0, workers=workers, seed=seed)
         if shuffle and len(self) < batch_size:
-            raise ValueError(f"{str(self.root)!r} has {len(self)} pictures, too few for a batch of {batch_size}")
+            raise ValueError(
+                f"{str(self.root)!r} has {len(self)} pictures, too few for a batch of {batch_size}"
+            )
         return DataLoader(
             self,
             batch_size,
@@ -208,7 +215,7 @@ class ImageFolderStream(Dataset):
 class SeededSampler(Sampler):
     """The positions of a data set in order or shuffled, each with the seed of its random numbers.
 
-    All is drawn in the process that trains, at the start of a pass, so that no worker draws a seed of its own.
+    All is drawn in the process that trains, at the start of a pass: no worker draws a seed of its own.
 
     Args:
         length: of the data set.
@@ -216,8 +223,8 @@ class SeededSampler(Sampler):
         seed: of the first pass; the next ones go on from it.
 
     Attributes:
-        generator: source of the draws. `fit` keeps its state in a checkpoint, and Accelerate keeps it the same
-            in all processes.
+        generator: source of the draws. `fit` keeps its state in a checkpoint, Accelerate keeps it the same in
+            all processes.
     """
 
     def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
