@@ -137,6 +137,11 @@ def test_palettes_with_and_without_transparency_become_rgb(tmp_path):
     assert one_picture(tmp_path, palette, "p.png", transparency=int(np.array(palette)[0, 0])).min() == 1
 
 
+def test_a_transparent_colour_becomes_white(tmp_path):
+    picture = Image.new("RGB", (10, 10), "red")
+    assert one_picture(tmp_path, picture, "p.png", transparency=(255, 0, 0)).min() == 1
+
+
 def test_long_pictures_are_cut_around_their_centre(tmp_path):
     picture = Image.new("RGB", (90, 30), "black")
     picture.paste("white", (30, 0, 60, 30))

@@ -153,6 +153,7 @@ def read_picture(file: Path, least_side: int | None = None) -> Image.Image:
     with Image.open(file) as picture:
         if least_side is not None:
             picture.draft(None, (least_side, least_side))
+        picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode == "RGB" and not picture.has_transparency_data:
             return picture
