@@ -1,4 +1,4 @@
-"""Models travel: what `save_pretrained` writes, `from_pretrained` brings back; all else is refused in words."""
+"""What `save_pretrained` writes, `from_pretrained` brings back; all else is refused in words."""
 
 import copy
 import inspect
@@ -178,7 +178,9 @@ def change(**entries: object) -> Callable[[Path], None]:
 
 def weights(**tensors: torch.Tensor | None) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        state = load_file(folder / "model.safetensors") | {k.replace("__", "."): t for k, t in tensors.items()}
+        state = load_file(folder / "model.safetensors") | {
+            k.replace("__", "."): t for k, t in tensors.items()
+        }
         save_file({k: t for k, t in state.items() if t is not None}, folder / "model.safetensors")
 
     return apply

@@ -8,6 +8,7 @@
 Needs the packages of the extra `export`: onnx, onnxscript and onnxruntime.
 """
 
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from vit_course.training import eval_mode
 from vit_course.vit import Backbone
 
-__all__ = ["export", "run"]
+__all__ = ["PACKAGES", "export", "is_there", "run"]
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(model: nn.Module, path: str | PathLike[str], images: Tensor | None = None) -> Path:
@@ -54,6 +57,7 @@ def export(model: nn.Module, path: str | PathLike[str], images: Tensor | None = 
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
+    assert program is not None  # as ever with dynamo=True
     path = Path(path).expanduser()
     program.save(str(path))
     return path
@@ -83,10 +87,13 @@ def _example(model: Any) -> Tensor:
     return torch.randn(2, 3, height, width, dtype=next(model.parameters()).dtype)
 
 
+def is_there(package: str) -> bool:
+    """Whether a package can be imported."""
+    return find_spec(package) is not None
+
+
 def _require_packages(*names: str) -> None:
     """Raise one ImportError that says what to install."""
-    from importlib.util import find_spec
-
-    missing = [name for name in names if find_spec(name) is None]
+    missing = [name for name in names if not is_there(name)]
     if missing:
-        raise ImportError(f"ONNX needs {', '.join(missing)}: pip install onnx onnxscript onnxruntime")
+        raise ImportError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(PACKAGES)}")

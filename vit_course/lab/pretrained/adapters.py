@@ -17,8 +17,9 @@ from .comparison import head_of_torchvision, is_identity
 from .foreign import Recorder, Recording, ViTAdapter
 from .hugging_face import TransformersAdapter, layout_of
 
+
 def adapt(model: nn.Module) -> nn.Module:
-    """A model of timm, torchvision or transformers under the course's backbone protocol, which can be recorded.
+    """A foreign model under the course's backbone protocol, which can be recorded.
 
     The model is shared, not copied: what trains or changes one changes the other, and it stays as it is. A
     ViT becomes a `Backbone`: `record_attention(adapter)` reads every layer under its own name, and other
@@ -49,8 +50,8 @@ def adapt(model: nn.Module) -> nn.Module:
     if not is_foreign and isinstance(model, nn.Module) and all(hasattr(model, name) for name in protocol):
         return model
     raise TypeError(
-        "adapt knows the models of the course, the ViTs of timm, torchvision and transformers and timm's Swin; "
-        f"it does not know {origins[0]}"
+        "adapt knows the models of the course, the ViTs of timm, torchvision and transformers and timm's "
+        f"Swin; it does not know {origins[0]}"
     )
 
 
@@ -217,17 +218,20 @@ class _EvaAdapter(_TimmAdapter):
         return EvaAttention, AttentionRope
 
     def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        model, rotary = self.model, None
+        model = self.model
+        rotary: Any = None
         if model.rope is not None:
             if grid != self.grid and not model.dynamic_img_size:
                 raise ValueError(
-                    f"this {type(model).__name__} has rotary positions for a grid of {self.grid} patches only, "
-                    f"got {grid}; build it with dynamic_img_size=True"
+                    f"this {type(model).__name__} has rotary positions for a grid of {self.grid} patches "
+                    f"only, got {grid}; build it with dynamic_img_size=True"
                 )
             rotary = model.rope.get_embed(shape=list(grid))
         tokens = model.norm_pre(self.with_positions(tokens, grid))
-        for number, block in enumerate(model.blocks):
-            tokens = block(tokens, rope=rotary[number] if model.rope_mixed else rotary)
+        # Learned ones differ from block to block.
+        by_block = rotary if model.rope_mixed else [rotary] * len(model.blocks)
+        for block, turns in zip(model.blocks, by_block, strict=True):
+            tokens = block(tokens, rope=turns)
         return tokens
 
 

@@ -32,12 +32,13 @@ _TELLING = {"cls_token": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.wei
 def from_dino(checkpoint: Mapping[str, object] | str | PathLike[str]) -> Backbone:
     """The ViT that the authors of DINO, DINOv2 or DINOv3 published, without classes.
 
-    DINO's is a ViT of the course; it is the subject of lesson 10. Those of DINOv2 (LayerScale, with or without
-    registers) and DINOv3 (rotary positions besides) are made by timm and adapted, see `adapt`.
+    DINO's is a ViT of the course; it is the subject of lesson 10. Those of DINOv2 (LayerScale, with or
+    without registers) and DINOv3 (rotary positions besides) are made by timm and adapted, see `adapt`.
 
     Args:
         checkpoint: one of their files or of timm's copies, or what it holds: a backbone alone, or a full
-            checkpoint, of which the teacher is taken. A name that ends in .safetensors is read as such a file.
+            checkpoint, of which the teacher is taken. A name that ends in .safetensors is read as such a
+            file.
 
     Returns:
         A backbone that gives class token features (b, d).
@@ -45,11 +46,11 @@ def from_dino(checkpoint: Mapping[str, object] | str | PathLike[str]) -> Backbon
     Raises:
         ValueError: for a file or dictionary that holds no such backbone, naming the file and what it holds.
         TypeError: for what is neither a path nor a dictionary.
-
         ImportError: for weights of DINOv2 and DINOv3 without timm.
 
     Source:
-        Caron et al. 2021; Oquab et al. 2023; Darcet et al. 2024; Siméoni et al. 2025; github.com/facebookresearch.
+        Caron et al. 2021; Oquab et al. 2023; Darcet et al. 2024; Siméoni et al. 2025;
+        github.com/facebookresearch.
     """
     if isinstance(checkpoint, Mapping):
         return _vit(checkpoint, "this checkpoint")
@@ -105,6 +106,8 @@ def _vit(checkpoint: object, source: str) -> Backbone:
         if "pos_embed" not in state:
             raise ValueError("it has neither positions (pos_embed) nor DINOv3's LayerScale")
         return dinov2(state) if "blocks.0.ls1.gamma" in state else _dino(state)
+    except KeyError as error:
+        raise ValueError(f"{source} is not a checkpoint of a DINO ViT: {error.args[0]} is missing") from error
     except ValueError as error:
         raise ValueError(f"{source} is not a checkpoint of a DINO ViT: {error}") from error
 
@@ -133,7 +136,9 @@ def _backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     names = {name: re.sub(r"^(module\.)?(backbone\.)?", "", str(name)) for name in weights}
     heads = ("head.", "dino_head.", "ibot_head.")
-    return with_names_of_timm({ours: weights[name] for name, ours in names.items() if not ours.startswith(heads)})
+    return with_names_of_timm(
+        {ours: weights[name] for name, ours in names.items() if not ours.startswith(heads)}
+    )
 
 
 def _contents(weights: object) -> str:

@@ -73,6 +73,13 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def _adapted(model: nn.Module) -> Backbone:
+    """A ViT of timm as a backbone."""
+    backbone = adapt(model)
+    assert isinstance(backbone, Backbone)
+    return backbone
+
+
 def dinov2(state: Mapping[str, Tensor]) -> Backbone:
     """DINOv2's ViT: LayerScale, with or without registers, heads of width 64, square images.
 
@@ -101,7 +108,7 @@ def dinov2(state: Mapping[str, Tensor]) -> Backbone:
         reg_tokens=state["reg_token"].shape[1] if has_registers else 0,
         no_embed_class=has_registers,
     )
-    return adapt(model)
+    return _adapted(model)
 
 
 def dinov3(state: Mapping[str, Tensor]) -> Backbone:
@@ -136,7 +143,7 @@ def dinov3(state: Mapping[str, Tensor]) -> Backbone:
         rope_type="dinov3",
         rope_temperature=100,
         rope_rotate_half=True,
-        num_reg_tokens=state["reg_token"].shape[1],
+        num_reg_tokens=state["reg_token"].shape[1] if "reg_token" in state else 0,
         norm_layer=partial(nn.LayerNorm, eps=1e-5),
     )
-    return adapt(model)
+    return _adapted(model)

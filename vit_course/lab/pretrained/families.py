@@ -79,7 +79,7 @@ class Family:
 
 
 def outputs(theirs: nn.Module, images: Tensor) -> Tensor:
-    """What a foreign model says of images: logits (b, classes), or else features of the class token (b, d)."""
+    """What a foreign model gives for images: logits (b, classes), or class token features (b, d)."""
     given = theirs(images)
     if isinstance(given, Tensor):
         return given
@@ -145,7 +145,7 @@ def _dinov3_of_timm() -> nn.Module:
     from timm import create_model
 
     # Published sizes are named; a narrow one of two blocks has the same parts.
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 32}
+    sizes: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 32}
     return create_model("vit_small_patch16_dinov3", pretrained=False, num_classes=7, **sizes)
 
 
@@ -175,7 +175,7 @@ def _of_transformers(
     return make
 
 
-_WIDE = {"hidden_size": 128}  # two heads of 64, the width that the authors' files imply
+_WIDE: dict[str, Any] = {"hidden_size": 128}  # two heads of 64, the width that the authors' files imply
 _REGISTERS = "Dinov2WithRegistersConfig"
 _CLIP = "CLIP, pictures"
 FAMILIES = [
@@ -193,7 +193,12 @@ FAMILIES = [
     Family("XCiT", "timm", "from_timm", _of_timm("Xcit", cls_attn_layers=2)),
     Family("MaxViT", "torchvision", "from_torchvision", _of_torchvision_max_vit),
     Family("DINO", "timm", "from_timm", _of_timm("VisionTransformer", num_classes=0)),
-    Family("DINO", "transformers", "adapt", _of_transformers("ViTModel", "ViTConfig", {"add_pooling_layer": False})),
+    Family(
+        "DINO",
+        "transformers",
+        "adapt",
+        _of_transformers("ViTModel", "ViTConfig", {"add_pooling_layer": False}),
+    ),
     Family(
         "DINO",
         "the authors' files",
@@ -201,7 +206,9 @@ FAMILIES = [
         _of_timm("VisionTransformer", num_classes=0, embed_dim=128, num_heads=2),
     ),
     Family("DINOv2", "timm", "adapt", _of_timm("VisionTransformer", init_values=1e-5)),
-    Family("DINOv2", "transformers", "adapt", _of_transformers("Dinov2ForImageClassification", "Dinov2Config")),
+    Family(
+        "DINOv2", "transformers", "adapt", _of_transformers("Dinov2ForImageClassification", "Dinov2Config")
+    ),
     Family(
         "DINOv2",
         "the authors' files",

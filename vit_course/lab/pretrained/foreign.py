@@ -44,7 +44,7 @@ class Step(nn.Module):
 
 
 class ViTAdapter(Backbone):
-    """What the adapters of timm's and torchvision's ViT share.
+    """What the adapters of ViTs share.
 
     The foreign layers are changed only while the adapter runs: a copy made at any other time, or the foreign
     model called by itself, is as if nobody recorded.

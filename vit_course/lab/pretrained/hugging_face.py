@@ -41,9 +41,7 @@ LAYOUTS = {
     "ViTModel": Layout("layers", "layernorm"),
     "DeiTModel": Layout("layers", "layernorm", prefix=("cls_token", "distillation_token")),
     "Dinov2Model": Layout("encoder.layer", "layernorm"),
-    "Dinov2WithRegistersModel": Layout(
-        "encoder.layer", "layernorm", prefix=("cls_token", "register_tokens")
-    ),
+    "Dinov2WithRegistersModel": Layout("encoder.layer", "layernorm", prefix=("cls_token", "register_tokens")),
     "DINOv3ViTModel": Layout("model.layer", "norm", prefix=("cls_token", "register_tokens")),
     "CLIPVisionModel": Layout(
         "encoder.layers",
@@ -193,7 +191,7 @@ class TransformersAdapter(ViTAdapter):
         return getattr(backbone_of(self.model), self._layout.norm)(tokens)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Normalised tokens -> logits as transformers computes them; without a head the class token (b, d)."""
+        """Normalised tokens -> logits as transformers computes them, or without a head the class token."""
         require_tokens(features, self.num_features)
         model, kind = self.model, type(self.model).__name__
         if kind not in WITH_HEAD:
