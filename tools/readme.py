@@ -1,5 +1,5 @@
 """The tables of the README that are derived: the lessons, from their cards; the models, and which objective
-trains which of them, from the catalogue.
+trains which of them, from the catalogue; the published models that come in, from what was measured of them.
 
 python tools/readme.py    # writes them into README.md; tests/test_readme.py holds README.md to them
 """
@@ -7,8 +7,9 @@ python tools/readme.py    # writes them into README.md; tests/test_readme.py hol
 from cards import read_card
 from layout import ROOT, lesson_paths, within_notebooks
 
-from vit_course.lab import catalogue
+from vit_course.lab import catalogue, results
 from vit_course.lab.catalogue import Reservation, Row
+from vit_course.lab.pretrained.families import LIBRARIES
 
 README = ROOT / "README.md"
 
@@ -81,7 +82,21 @@ def objectives_table() -> str:
     return markdown(["", *catalogue.MODELS, *catalogue.FOREIGN], rows) + "".join(notes)
 
 
-TABLES = {"lessons": lessons_table, "models": models_table, "objectives": objectives_table}
+def published_table() -> str:
+    """The published models that come in, by library: the function that takes them, and the relative error."""
+    measured = results.load("parity")["rows"]
+    cells = {(row["name"], row["library"]): f"`{row['way']}` {row['error']:.0e}" for row in measured}
+    families = list(dict.fromkeys(row["name"] for row in measured))
+    rows = [[name, *(cells.get((name, library), "") for library in LIBRARIES)] for name in families]
+    return markdown(["published", *LIBRARIES], rows)
+
+
+TABLES = {
+    "lessons": lessons_table,
+    "models": models_table,
+    "published": published_table,
+    "objectives": objectives_table,
+}
 
 
 def with_tables(readme: str) -> str:

@@ -21,7 +21,7 @@ from vit_course.patching import (
     require_images,
     start_linear,
 )
-from vit_course.vit import FeedForward, StochasticDepth, fill_buffers_again, residual
+from vit_course.vit import FeedForward, HubModel, StochasticDepth, fill_buffers_again, residual
 
 __all__ = [
     "window_members",
@@ -348,7 +348,7 @@ class MBConv(MBConvResidual):
         )
 
 
-class Pyramid(nn.Module):
+class Pyramid(HubModel):
     """Images to a map to logits: for maps what `Backbone` is for tokens, under timm's names.
 
     A model on top of it makes its layers, `norm` and `head` among them, and writes `encode`: images -> the

@@ -6,16 +6,21 @@ yours is the published one?
 Made from notebooks/03_vit.ipynb by `make export`: read and edit the lesson, not this file.
 """
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from inspect import signature
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin, load_state_dict_from_file, snapshot_download
 from torch import Tensor, nn
 
 from vit_course.attention import MultiHeadAttention
 from vit_course.patching import (
+    ConvStem,
     PatchEmbedding,
     pair,
     patch_grid,
@@ -32,6 +37,7 @@ __all__ = [
     "StochasticDepth",
     "residual",
     "TransformerBlock",
+    "HubModel",
     "Backbone",
     "classifier",
     "require_backbone",
@@ -165,7 +171,68 @@ class TransformerBlock(nn.Module):
         return residual(tokens, self.norm2, self.mlp, self.drop_path)
 
 
-class Backbone(nn.Module):
+class HubModel(nn.Module, PyTorchModelHubMixin):
+    """A model that is saved as a folder, and loaded from one or from the Hugging Face hub.
+
+    The folder holds `config.json`, the name of the class and the arguments of its constructor, and
+    `model.safetensors`, the weights. No code is in it. An argument may be what JSON holds, a `PatchEmbedding`
+    or a `ConvStem`.
+
+    Source: huggingface_hub's PyTorchModelHubMixin, which also has `push_to_hub`.
+
+    Built in lesson 03.
+    """
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **arguments: Any) -> Self:
+        model = super().__new__(cls, *args, **arguments)
+        model._arguments = dict(zip(signature(cls).parameters, args, strict=False)) | arguments
+        return model
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model into a folder, which is made if need be.
+
+        Args:
+            save_directory: the folder.
+            options: those of huggingface_hub, such as `push_to_hub`.
+
+        Raises:
+            ValueError: for a model that its arguments would not bring back; then nothing is written.
+        """
+        return super().save_pretrained(save_directory, **options | {"config": _config_of(self)})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or the name of a model on the hub, "owner/name".
+            revision, token, cache_dir, local_files_only: for the hub.
+            changes: arguments of the constructor that are to differ, such as `dropout=0.1`.
+
+        Returns:
+            The model in evaluation mode, with weights of the type that was saved.
+
+        Raises:
+            ValueError: for a folder that holds no such model, saying what is wrong with it.
+            ConnectionError: where neither a folder nor the hub has it.
+        """
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        folder = _folder(pretrained_model_name_or_path, local_files_only=local_files_only, **hub)
+        return _loaded(cls, folder, changes)
+
+
+class Backbone(HubModel):
     """Images to tokens to logits: what every model of patches shares, under timm's names.
 
     A model on top of it makes its layers, then calls `add_head`, and writes `encode`: tokens before positions
@@ -474,3 +541,99 @@ def fill_buffers_again(model: Any, incompatible_keys: object) -> None:
     Built in lesson 03.
     """
     model.fill_buffers()
+
+
+_FILES = ["config.json", "model.safetensors"]
+_EMBEDDINGS = {kind.__name__: kind for kind in (PatchEmbedding, ConvStem)}
+
+
+def _to_json(name: str, value: Any) -> Any:
+    """An argument of a constructor as JSON holds it; the patch embeddings of lesson 01 by name and sizes."""
+    if type(value) in _EMBEDDINGS.values():
+        convolutions = [part for part in value.modules() if isinstance(part, nn.Conv2d)]
+        dim, channels = convolutions[-1].out_channels, convolutions[0].in_channels
+        height, width = value.patch_size
+        size = height if height == width else (height, width)
+        return {type(value).__name__: {"patch_size": size, "dim": dim, "channels": channels}}
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise ValueError(
+            f"a model with {name}={type(value).__name__}(…) cannot be saved: its arguments must be such that "
+            "JSON holds them; save its state_dict(), and keep the code that makes it"
+        ) from error
+
+
+def _from_json(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor from what `_to_json` made of them."""
+    arguments = dict(config)
+    if isinstance(embedding := arguments.get("patch_embedding"), dict):
+        ((kind, sizes),) = embedding.items()
+        if kind not in _EMBEDDINGS:
+            raise ValueError(f"patch_embedding must be {' or '.join(_EMBEDDINGS)}, got {kind}")
+        arguments["patch_embedding"] = _EMBEDDINGS[kind](**sizes)
+    return arguments
+
+
+def _folder(source: str | Path, **hub: Any) -> Path:
+    """The folder itself, or the one into which the hub puts the files of that name."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=_FILES, **hub))
+    except Exception as error:  # a wrong name, no network, no such model: each has a class of its own
+        raise ConnectionError(
+            f"there is no folder {source}, and the hub did not give a model of that name "
+            f"({type(error).__name__})"
+        ) from error
+
+
+def _misfit(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What hinders weights from being those of a model: one clause, or nothing."""
+    if missing := sorted(own.keys() - weights.keys()):
+        return f"{len(missing)} missing, {missing[0]} for one"
+    if unknown := sorted(weights.keys() - own.keys()):
+        return f"{len(unknown)} too many, {unknown[0]} for one"
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            return f"{name} has shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+    return ""
+
+
+def _config_of(model: HubModel) -> dict[str, Any]:
+    """What config.json is to hold, once it is sure to bring the model back."""
+    kind = type(model)
+    config = {name: _to_json(name, value) for name, value in model._arguments.items()}
+    with torch.device("meta"):  # what the arguments make, without memory for its weights
+        made = kind(**_from_json(config))
+    parts, parts_made = ([type(part) for part in whole.modules()] for whole in (model, made))
+    if parts != parts_made or _misfit(model.state_dict(), made.state_dict()):
+        raise ValueError(
+            f"this {kind.__name__} cannot be saved: some of its parts are not those that its arguments make; "
+            "save its state_dict(), and keep the code that changed it"
+        )
+    return {"class": kind.__name__} | config
+
+
+def _loaded(kind: type, folder: Path, changes: dict[str, Any]) -> Any:
+    """The model of a class that a folder holds, with some arguments changed."""
+    try:
+        config = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
+        weights = load_state_dict_from_file(folder / _FILES[1])
+    except Exception as error:  # there is no end to the ways in which foreign files fail
+        raise ValueError(f"{folder} holds no model that can be read: {error}") from error
+    name = config.pop("class", None) if isinstance(config, dict) else None
+    if name != kind.__name__:
+        found = f"a {name}" if name else "a model of another library"
+        raise ValueError(f"{folder} holds {found}, not a {kind.__name__} of the course")
+    if unknown := sorted(config.keys() - signature(kind).parameters.keys()):
+        raise ValueError(f"{folder}: a {name} has no argument {', '.join(unknown)}")
+    try:
+        model = kind(**_from_json(config) | changes)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: these arguments make no {name}: {error}") from error
+    if misfit := _misfit(weights, model.state_dict()):
+        raise ValueError(f"{folder}: the weights are not those of such a {name}: {misfit}")
+    # Tensors that were read may still lie in the file; copies survive that it is written again.
+    model.load_state_dict({key: tensor.clone() for key, tensor in weights.items()}, assign=True)
+    return model.eval()

@@ -1,9 +1,10 @@
 """Published weights in the course's models, and published models on the course's benches.
 
-`from_timm`, `from_torchvision` and `from_dino` copy weights into a model of the course that gives the same
-logits. `adapt` leaves a model of timm or torchvision what it is and only gives it the course's backbone
-protocol, so that `record_attention`, the explorer and the later lessons can use it. Nothing is downloaded
-unless published weights are wanted by name.
+`from_timm` and `from_torchvision` copy weights into a model of the course that gives the same logits. `adapt`
+leaves a model of timm, torchvision or transformers what it is and only gives it the course's backbone
+protocol, so that `record_attention`, the explorer and the later lessons can use it. `from_dino` reads the
+files of DINO, DINOv2 and DINOv3. `families` lists what comes in. Nothing is downloaded unless published
+weights are wanted by name.
 """
 
 from .adapters import adapt

@@ -1,7 +1,7 @@
-"""Models of timm and torchvision under the course's backbone protocol."""
+"""Models of timm, torchvision and transformers under the course's backbone protocol."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,26 +11,24 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 from vit_course.attention import attention
-from vit_course.patching import pair, patch_grid, require_images, require_tokens, resize_positions
-from vit_course.vit import Backbone
+from vit_course.patching import pair, patch_grid, require_tokens
 
 from .comparison import head_of_torchvision, is_identity
-
-Recorder = Callable[[Tensor], None]
-# Makes a foreign attention layer hand its weights to a recorder, inside a `with` block.
-Recording = Callable[[Any, Recorder], AbstractContextManager[None]]
+from .foreign import Recorder, Recording, ViTAdapter
+from .hugging_face import TransformersAdapter, layout_of
 
 
 def adapt(model: nn.Module) -> nn.Module:
-    """A model of timm or torchvision under the course's backbone protocol, which can be recorded.
+    """A foreign model under the course's backbone protocol, which can be recorded.
 
     The model is shared, not copied: what trains or changes one changes the other, and it stays as it is. A
     ViT becomes a `Backbone`: `record_attention(adapter)` reads every layer under its own name, and other
     image sizes that patches fill are welcome, since positions are resized. A Swin gives a map (b, d, h, w).
 
     Args:
-        model: timm's or torchvision's VisionTransformer, or timm's Swin. A model of the course, and one
-            adapted already, come back as they are.
+        model: timm's or torchvision's VisionTransformer, timm's Eva (DINOv3 and others with rotary
+            positions) or Swin, or a ViT, DeiT, DINOv2 with or without registers, DINOv3 or vision tower of
+            CLIP of transformers. A model of the course, and one adapted already, come back as they are.
 
     Raises:
         TypeError: for a model that it does not know.
@@ -40,16 +38,20 @@ def adapt(model: nn.Module) -> nn.Module:
         return _TorchvisionAdapter(model)
     if "timm.models.vision_transformer.VisionTransformer" in origins:
         return _TimmAdapter(model)
+    if "timm.models.eva.Eva" in origins:
+        return _EvaAdapter(model)
+    if layout_of(model) is not None:
+        return TransformersAdapter(model)
     is_swin = any(origin.startswith("timm.models.swin_transformer") for origin in origins)
     if is_swin and getattr(model, "output_fmt", None) == "NHWC":
         return _MapAdapter(model)
-    is_of_timm = any(origin.startswith("timm.") for origin in origins)
+    is_foreign = any(origin.startswith(("timm.", "transformers.")) for origin in origins)
     protocol = ("forward_features", "forward_head", "num_features")
-    if not is_of_timm and isinstance(model, nn.Module) and all(hasattr(model, name) for name in protocol):
+    if not is_foreign and isinstance(model, nn.Module) and all(hasattr(model, name) for name in protocol):
         return model
     raise TypeError(
-        "adapt knows the models of the course, the ViTs of timm and torchvision and timm's Swin; it does not "
-        f"know {origins[0]}"
+        "adapt knows the models of the course, the ViTs of timm, torchvision and transformers and timm's "
+        f"Swin; it does not know {origins[0]}"
     )
 
 
@@ -85,117 +87,7 @@ def _recording_torch(layer: Any, recorder: Recorder) -> Iterator[None]:
         vars(layer).update(own)
 
 
-class _Tap(nn.Module):
-    """Stands for one foreign attention layer where `record_attention` looks for ours."""
-
-    kind = "global"
-
-    def __init__(self, layer: nn.Module, recording: Recording) -> None:
-        super().__init__()
-        self._layer = (layer,)  # in a tuple, because it is a submodule of the foreign model already
-        self._recording = recording
-        self.attention_recorder: Recorder | None = None  # set by record_attention
-
-    def open(self) -> AbstractContextManager:
-        """Record the layer inside a `with` block, if anybody wants its weights."""
-        if self.attention_recorder is None:
-            return nullcontext()
-        return self._recording(self._layer[0], self.attention_recorder)
-
-
-class _Step(nn.Module):
-    """A step of the foreign model under a name of ours; its weights are listed under their own name only."""
-
-    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.step = step
-
-    def forward(self, given: Tensor) -> Tensor:
-        return self.step(given)
-
-
-class _ViTAdapter(Backbone):
-    """What the adapters of timm's and torchvision's ViT share.
-
-    The foreign layers are changed only while the adapter runs: a copy made at any other time, or the foreign
-    model called by itself, is as if nobody recorded.
-    """
-
-    model: Any
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        grid: tuple[int, int],
-        patch_size: tuple[int, int],
-        num_classes: int,
-        dim: int,
-        num_prefix_tokens: int,
-    ) -> None:
-        super().__init__(
-            image_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]),
-            patch_size=patch_size,
-            num_classes=num_classes,
-            dim=dim,
-            patch_embedding=_Step(self.embed),
-        )
-        self.model, self.num_prefix_tokens = model, num_prefix_tokens
-        self.add_module("norm", _Step(self.normalise))
-        self._taps = []
-        for name, layer, recording in self.attention_layers():
-            tap = _Tap(layer, recording)
-            self._taps.append(tap)
-            self._add_under(name, tap)
-        foreign = set(model.modules())  # whose parts may be in modes of their own: train() would reach them
-        for part in self.modules():
-            if part not in foreign:
-                part.training = model.training
-
-    def _add_under(self, name: str, part: nn.Module) -> None:
-        """Make `part` a submodule of this name, which may have dots."""
-        *path, last = name.split(".")
-        place: nn.Module = self
-        for step in path:
-            if not hasattr(place, step):
-                place.add_module(step, nn.Module())
-            place = place.get_submodule(step)
-        place.add_module(last, part)
-
-    def attention_layers(self) -> Iterator[tuple[str, nn.Module, Recording]]:
-        """The name of every attention layer in the foreign model, the layer, and the way to record it."""
-        raise NotImplementedError
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Images (b, c, h, w) of any size that patches fill -> patch tokens (b, n, d) before positions."""
-        require_images(images)
-        patch_grid(images.shape[-2:], self.patch_size)
-        return self.embed_patches(images)
-
-    def embed_patches(self, images: Tensor) -> Tensor:
-        """The foreign patch embedding: (b, c, h, w) -> (b, n, d)."""
-        raise NotImplementedError
-
-    def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Class tokens, positions and blocks of the foreign model; see `encode`."""
-        raise NotImplementedError
-
-    def normalise(self, tokens: Tensor) -> Tensor:
-        """The foreign model's last norm: (b, n, d) -> (b, n, d)."""
-        raise NotImplementedError
-
-    def encode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        with ExitStack() as recording:
-            for tap in self._taps:
-                recording.enter_context(tap.open())
-            return self.run_blocks(tokens, grid)
-
-    def resized(self, positions: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
-        """The foreign position embedding (1, n, d), resized to the grid that the tokens have."""
-        return resize_positions(positions[0], self.grid, grid, num_prefix_tokens)
-
-
-class _TorchvisionAdapter(_ViTAdapter):
+class _TorchvisionAdapter(ViTAdapter):
     """torchvision's VisionTransformer, part by part: its encoder would refuse other image sizes."""
 
     def __init__(self, model: Any) -> None:
@@ -229,7 +121,7 @@ class _TorchvisionAdapter(_ViTAdapter):
         return self.model.heads(features[:, 0])
 
 
-class _TimmAdapter(_ViTAdapter):
+class _TimmAdapter(ViTAdapter):
     """timm's VisionTransformer: class, distillation, register tokens, LayerScale, norms before or after."""
 
     def __init__(self, model: Any) -> None:
@@ -253,20 +145,25 @@ class _TimmAdapter(_ViTAdapter):
         )
 
     def attention_layers(self) -> Iterator[tuple[str, nn.Module, Recording]]:
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, self.attention_kinds()):
+                yield name, layer, _recording_timm
+
+    def attention_kinds(self) -> tuple[type[nn.Module], ...]:
+        """The classes of the attention layers."""
         from timm.models.vision_transformer import Attention
 
-        for name, layer in self.model.named_modules():
-            if isinstance(layer, Attention):
-                yield name, layer, _recording_timm
+        return (Attention,)
 
     def embed_patches(self, images: Tensor) -> Tensor:
         embedding = self.model.patch_embed
         return embedding.norm(embedding.proj(images).flatten(2).mT)
 
-    def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        model, (b, n, _) = self.model, tokens.shape
+    def with_positions(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens (b, n, d) with what stands before them and timm's learned positions, if it has any."""
+        model = self.model
         before = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-        prefix = [token.expand(b, -1, -1) for token in before if token is not None]
+        prefix = [token.expand(len(tokens), -1, -1) for token in before if token is not None]
         if model.pos_embed is None:
             tokens = torch.cat([*prefix, tokens], dim=1)
         elif model.no_embed_class:
@@ -274,7 +171,11 @@ class _TimmAdapter(_ViTAdapter):
         else:
             positions = self.resized(model.pos_embed, grid, self.num_prefix_tokens)
             tokens = torch.cat([*prefix, tokens], dim=1) + positions
-        tokens = model.patch_drop(model.pos_drop(tokens))
+        return model.pos_drop(tokens)
+
+    def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        model, n = self.model, tokens.shape[1]
+        tokens = model.patch_drop(self.with_positions(tokens, grid))
         if self.grid_recorder is not None and tokens.shape[1] != self.num_prefix_tokens + n:
             raise ValueError(
                 f"{type(model).__name__} drops patches in training: of {n} there are "
@@ -300,6 +201,38 @@ class _TimmAdapter(_ViTAdapter):
         if is_identity(self.model.fc_norm):
             return self.model.forward_head(features)
         return self.model.head(self.model.head_drop(self.model.pool(features)))
+
+
+class _EvaAdapter(_TimmAdapter):
+    """timm's Eva, which DINOv3 is: rotary positions, which turn queries and keys in every block."""
+
+    def __init__(self, model: Any) -> None:
+        if model.patch_drop is not None:
+            raise TypeError("adapt does not know an Eva that drops patches in training (patch_drop_rate)")
+        super().__init__(model)
+
+    def attention_kinds(self) -> tuple[type[nn.Module], ...]:
+        from timm.layers.attention import AttentionRope
+        from timm.models.eva import EvaAttention
+
+        return EvaAttention, AttentionRope
+
+    def run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        model = self.model
+        rotary: Any = None
+        if model.rope is not None:
+            if grid != self.grid and not model.dynamic_img_size:
+                raise ValueError(
+                    f"this {type(model).__name__} has rotary positions for a grid of {self.grid} patches "
+                    f"only, got {grid}; build it with dynamic_img_size=True"
+                )
+            rotary = model.rope.get_embed(shape=list(grid))
+        tokens = model.norm_pre(self.with_positions(tokens, grid))
+        # Learned ones differ from block to block.
+        by_block = rotary if model.rope_mixed else [rotary] * len(model.blocks)
+        for block, turns in zip(model.blocks, by_block, strict=True):
+            tokens = block(tokens, rope=turns)
+        return tokens
 
 
 class _MapAdapter(nn.Module):
