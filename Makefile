@@ -90,6 +90,7 @@ results: $(BENCHABLE)
 	$(BIN)/python benchmarks/zoo.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/max_vit.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache .mypy_cache

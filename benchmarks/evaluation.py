@@ -11,6 +11,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +53,11 @@ def features(kind: str, seed: int | None) -> Tensor:
     if kind == "grey pixels":
         grey = images.mean(dim=1).flatten(1)
         return grey - grey.mean(dim=1, keepdim=True)
-    network = zoo.load(NETWORK) if kind == "trained" else zoo.untrained(NETWORK)
+    network: Any = zoo.load(NETWORK) if kind == "trained" else zoo.untrained(NETWORK)
     return extract_features(network, normalise(images), layers=4)
 
 
-def trained_on(network: nn.Module, scenes: ImageSet, steps: int, lr: float, seed: int) -> float:
+def trained_on(network: Any, scenes: ImageSet, steps: int, lr: float, seed: int) -> float:
     """The share of unseen scenes that a network names once it has been trained, with a fresh head."""
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -112,7 +113,7 @@ class Protocol:
         return {"accuracy": accuracy, "core_s": time.process_time() - start}
 
 
-def _both(name: str, how: str, **options: object) -> tuple[Protocol, ...]:
+def _both(name: str, how: str, **options: Any) -> tuple[Protocol, ...]:
     """A protocol with few and with many labels."""
     return tuple(Protocol(f"{name}, {n} labels", n, how, **options) for n in (FEW, MANY))
 

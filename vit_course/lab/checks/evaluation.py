@@ -66,7 +66,7 @@ def _model(kind: Callable[..., nn.Module], **sizes: Any) -> nn.Module:
     return model
 
 
-def _watched(function: Callable, case: tuple[nn.Module, Tensor, str | None]) -> Any:
+def _watched(function: Callable, case: tuple[Any, Tensor, str | None]) -> Any:
     """The features, and what has become of the model: its modes, and whether gradients were recorded."""
     backbone, images, pool = case
     with torch.enable_grad():
@@ -81,7 +81,7 @@ def _features_by(choose: Callable[[Tensor, int, str | None], Tensor]) -> Callabl
     """A wrong answer that takes the right tokens, with the number of class tokens, and chooses badly."""
 
     @torch.no_grad()
-    def wrong(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+    def wrong(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
         with eval_mode(backbone):
             features = backbone.forward_features(images)
         prefix = backbone.num_prefix_tokens
@@ -119,7 +119,7 @@ def _last_token(features: Tensor, prefix: int, pool: str | None) -> Tensor:
     return features[:, -1] if takes_class else features[:, prefix:].mean(dim=1)
 
 
-def _right_features(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _right_features(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     features = backbone.forward_features(images)
     prefix = backbone.num_prefix_tokens
     if features.ndim == 4:
@@ -127,31 +127,31 @@ def _right_features(backbone: nn.Module, images: Tensor, pool: str | None) -> Te
     return _chosen(features, prefix, pool)
 
 
-def _in_the_mode_it_has(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _in_the_mode_it_has(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     with torch.no_grad():
         return _right_features(backbone, images, pool)
 
 
-def _left_in_eval(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _left_in_eval(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     return _in_the_mode_it_has(backbone.eval(), images, pool)
 
 
-def _all_in_training_afterwards(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _all_in_training_afterwards(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     features = _left_in_eval(backbone, images, pool)
     backbone.train()
     return features
 
 
-def _with_gradients(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _with_gradients(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     with eval_mode(backbone):
         return _right_features(backbone, images, pool)
 
 
-def _left_in_eval_with_gradients(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _left_in_eval_with_gradients(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     return _right_features(backbone.eval(), images, pool)
 
 
-def _map_with_prefix(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _map_with_prefix(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     with torch.no_grad(), eval_mode(backbone):
         features = backbone.forward_features(images)
     if features.ndim == 4:
@@ -159,7 +159,7 @@ def _map_with_prefix(backbone: nn.Module, images: Tensor, pool: str | None) -> T
     return _chosen(features, backbone.num_prefix_tokens, pool)
 
 
-def _first_batch(backbone: nn.Module, images: Tensor, pool: str | None) -> Tensor:
+def _first_batch(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     return extract_features(backbone, images[:100], pool)
 
 
@@ -393,7 +393,9 @@ def _solved(
     weight = features.new_zeros(classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(classes, requires_grad=True)
     parameters = [weight, bias] if with_bias else [weight]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
 
     def objective() -> Tensor:
         optimizer.zero_grad()
@@ -775,8 +777,7 @@ NEIGHBOUR_PURITY = Exercise(
     solution=neighbour_purity,
     cases=((*_blobs(0, 40, 6, 4), 5), (*_blobs(1, 30, 4, 3), 3), (*_blobs(2, 50, 8, 5), 7)),
     praise=(
-        "No training, no test set, and nobody was his own neighbour: the cheapest honest question to "
-        "features."
+        "No training, no test set, and no picture was its own neighbour: the cheapest measure of features."
     ),
     mistakes={
         "itself among the neighbours": Mistake(
@@ -834,12 +835,12 @@ def _ranks(hits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found / torch.arange(1, len(hits) + 1), found / count
 
 
-def _eleven(precision: Tensor, recall: Tensor, questions: int = 11) -> float:
+def _eleven(precision: Tensor, recall: Tensor, recalls: int = 11) -> float:
     best = [
         max(precision[recall >= wanted / 10 - 1e-6].tolist(), default=0.0)
-        for wanted in range(11 - questions, 11)
+        for wanted in range(11 - recalls, 11)
     ]
-    return sum(best) / questions
+    return sum(best) / recalls
 
 
 def voc_average_precision(hits: Tensor, count: int) -> float:
@@ -862,8 +863,8 @@ def _mean_at_hits(hits: Tensor, count: int) -> float:
     return (precision * hits).sum().item() / count
 
 
-def _ten_questions(hits: Tensor, count: int) -> float:
-    return _eleven(*_ranks(hits, count), questions=10)
+def _ten_recalls(hits: Tensor, count: int) -> float:
+    return _eleven(*_ranks(hits, count), recalls=10)
 
 
 def _skips_unreached(hits: Tensor, count: int) -> float:
@@ -890,7 +891,7 @@ VOC_AVERAGE_PRECISION = Exercise(
     solution=voc_average_precision,
     cases=((_hits("1010"), 3), (_hits("0110010"), 5), (_hits("1101101"), 10), (_hits("01"), 1)),
     praise=(
-        "Eleven questions to a staircase. COCO asks 101, and the numbers differ: say which one you report."
+        "PASCAL's mean over eleven recalls. COCO takes 101, and the numbers differ: say which one you report."
     ),
     mistakes={
         "recall over the detected": Mistake(
@@ -904,7 +905,7 @@ VOC_AVERAGE_PRECISION = Exercise(
             _first_rank,
             says=(
                 "You took the precision at the first rank that reaches the recall. Wanted is the best at "
-                "that rank or any later one: the staircase never climbs to the right."
+                "that rank or any later one, which never grows with the recall."
             ),
         ),
         "mean precision at the hits": Mistake(
@@ -914,8 +915,8 @@ VOC_AVERAGE_PRECISION = Exercise(
                 "it at eleven fixed recalls, 0, 0.1 … 1."
             ),
         ),
-        "ten questions": Mistake(
-            _ten_questions,
+        "ten recalls": Mistake(
+            _ten_recalls,
             says=(
                 "You took ten recalls. From 0 to 1 in steps of 0.1 there are eleven: recall 0 is one of them."
             ),
@@ -927,7 +928,7 @@ VOC_AVERAGE_PRECISION = Exercise(
                 "half cannot get full marks."
             ),
         ),
-        "101 questions": Mistake(
+        "101 recalls": Mistake(
             _hundred_and_one,
             says="That is COCO's number, from 101 recalls. VOC took eleven: 0, 0.1 … 1.",
         ),
@@ -1005,7 +1006,7 @@ RIDGE_SCORES = Exercise(
     cases=(_ridge_case(0, 40, 9, 5, 3, 0.1), _ridge_case(1, 60, 12, 7, 4, 0.5)),
     praise=(
         "A linear probe in one line of algebra. Its largest score names the class, and the test pictures "
-        "were never asked for a mean."
+        "gave nothing to the mean."
     ),
     mistakes={
         "no penalty": Mistake(
@@ -1040,7 +1041,7 @@ RIDGE_SCORES = Exercise(
             _test_mean,
             says=(
                 "The test pictures were centred by their own mean. That is a small leak: what one picture "
-                "gets must not depend on the others that are asked with it. Use the training mean."
+                "gets must not depend on the others beside it. Use the training mean."
             ),
         ),
         "scores of the training pictures": Mistake(

@@ -110,7 +110,7 @@ def nearest(queries: ImageSet, known: ImageSet, by_kind: Mapping[str, Tensor]) -
     k = next(iter(by_kind.values())).shape[1]
     count = len(queries) * len(by_kind)
     figure, axes = pyplot.subplots(
-        count, k + 1, figsize=(WIDTH * 0.8, 1.32 * count), squeeze=False, layout="constrained"
+        count, k + 1, figsize=(WIDTH * 0.7, 1.45 * count), squeeze=False, layout="constrained"
     )
     for query in range(len(queries)):
         for row, (kind, places) in enumerate(by_kind.items()):
@@ -159,7 +159,7 @@ def masks(images: Tensor, truth: Tensor, by_name: Mapping[str, Tensor]) -> Figur
     figure, axes = pyplot.subplots(
         len(by_name) + 1,
         count,
-        figsize=(WIDTH, WIDTH / count * (len(by_name) + 1)),
+        figsize=(WIDTH * 0.8, WIDTH * 0.8 / count * (len(by_name) + 1)),
         squeeze=False,
         layout="constrained",
     )
