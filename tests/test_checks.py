@@ -441,6 +441,7 @@ class TestForms:
             (torch.tensor(2.0), torch.tensor(5.0), "you have 5, expected is 2."),
             (7, 8, "you have 8, expected is 7."),
             ((1, 0.25), (1, 0.5), "Value 2: you have 0.5, expected is 0.25."),
+            (0.33331, 0.33332, "you have 0.33332, expected is 0.33331."),
         ],
         ids=str,
     )

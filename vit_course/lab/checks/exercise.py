@@ -307,8 +307,19 @@ def _first_difference(answer: Any, wanted: Any, tolerance: float) -> str | None:
         )
         place = f"at [{', '.join(map(str, index))}] " if index else ""
         answer, wanted = answer[index].item(), wanted[index].item()
-    given, expected = (f"{value:.4g}" if isinstance(value, float) else value for value in (answer, wanted))
+    given, expected = _told_apart(answer, wanted)
     return f"{place}you have {given}, expected is {expected}."
+
+
+def _told_apart(given: Any, expected: Any) -> tuple[str, str]:
+    """Two values in words, floats with four digits, or with as many as it takes to see that they differ."""
+    for digits in range(4, 18):
+        words = [
+            f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in (given, expected)
+        ]
+        if words[0] != words[1]:
+            break
+    return words[0], words[1]
 
 
 def _right(values: Tensor, wanted: Tensor, tolerance: float) -> Tensor:

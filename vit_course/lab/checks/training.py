@@ -192,10 +192,13 @@ def _fit_with(mistake: str) -> Callable:
             if mistake == "the same batch":
                 generator.manual_seed(seed)
             late = mistake == "rate one step late" and step > 0
-            rate = training.cosine_schedule(step - late, steps, lr, lr / 100, steps // 20)
+            end = 0.0 if mistake == "rate down to zero" else lr / 100
+            warmup = 0 if mistake == "no warm-up" else steps // 20
+            rate = training.cosine_schedule(step - late, steps, lr, end, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr if mistake == "rate never changed" else rate
-                group["weight_decay"] = weight_decay if group["is_decayed"] else 0.0
+                if group["is_decayed"] or mistake != "the other group left alone":
+                    group["weight_decay"] = weight_decay if group["is_decayed"] else 0.0
             if mistake == "no decay":
                 group["weight_decay"] = optimizer.param_groups[0]["weight_decay"] = 0.0
             value = loss(model, draw(generator))
@@ -236,10 +239,21 @@ FIT = Exercise(
                 "The weight decay pulls on biases and norms as well: set it only in groups that are "
                 '"is_decayed", and 0 in the other.'
             ),
+            "the other group left alone": (
+                "The group that should not decay keeps AdamW's own weight decay, 0.01: set its weight_decay "
+                "to 0."
+            ),
             "no decay": "Nothing decays: set weight_decay in the groups that are marked as decayed.",
             "rate never changed": (
                 'Every step has the same learning rate: set group["lr"] from the schedule in each step, in '
                 "every group."
+            ),
+            "no warm-up": (
+                "Your first steps have the full rate: the first twentieth of the steps, steps // 20, is the "
+                "warm-up of cosine_schedule."
+            ),
+            "rate down to zero": (
+                "Your learning rate falls to 0: it ends at a hundredth of its peak, lr / 100."
             ),
             "rate one step late": (
                 "Each step uses the learning rate of the step before: set the rate first, then step."

@@ -81,6 +81,14 @@ def _without_output(self: XCAttention, tokens: Tensor) -> Tensor:
     return rearrange(v @ weights.mT, "b h n k -> b n (h k)")
 
 
+def _lengths_over_heads(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (temperature * _cosines(q, k, dim=1)).softmax(dim=-1)
+
+
+def _queries_for_keys(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    return (temperature * _cosines(k, q)).softmax(dim=-1)
+
+
 def _no_temperature(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
     return _cosines(q, k).softmax(dim=-1)
 
@@ -123,6 +131,17 @@ XCA = Exercise(
                 "You divided every token by its length. A channel is a column: its length is taken over the "
                 "tokens, which are axis -2 of (b, h, n, k)."
             ),
+        ),
+        "lengths over heads": Mistake(
+            _but(XCAttention, "forward", _attends(_lengths_over_heads)),
+            says=(
+                "F.normalize takes lengths along axis 1 unless told, which here is the heads: the tokens are "
+                "axis -2 of (b, h, n, k)."
+            ),
+        ),
+        "queries and keys exchanged": Mistake(
+            _but(XCAttention, "forward", _attends(_queries_for_keys)),
+            says="Rows are channels of the queries and columns those of the keys: q.mT @ k, not k.mT @ q.",
         ),
         "softmax down the columns": Mistake(
             _but(XCAttention, "forward", _COLUMNS),
@@ -249,6 +268,11 @@ def _columns_before_rows(self: FourierPositions, grid: tuple[int, int]) -> Tenso
     return torch.cat([waves[:, 32:], waves[:, :32]], dim=1)
 
 
+def _places_column_by_column(self: FourierPositions, grid: tuple[int, int]) -> Tensor:
+    rows, columns = _along(grid[0]), _along(grid[1])
+    return torch.cat([rows.repeat(grid[1], 1), columns.repeat_interleave(grid[0], dim=0)], dim=1)
+
+
 _OTHER_FREQUENCIES = _waves_of(lambda length: _along(length, divisor=15))
 
 POSITIONS = Exercise(
@@ -277,6 +301,13 @@ POSITIONS = Exercise(
         "columns before rows": Mistake(
             _but(FourierPositions, "waves", _columns_before_rows),
             says="The first 32 numbers are the row's, the last 32 the column's.",
+        ),
+        "places column by column": Mistake(
+            _but(FourierPositions, "waves", _places_column_by_column),
+            says=(
+                "Your places run down the columns; tokens stand in reading order. A row's waves are repeated "
+                "for each of its columns (repeat_interleave), the columns' waves once for each row (repeat)."
+            ),
         ),
     },
 )
@@ -308,6 +339,12 @@ def _no_layer_scale(self: XCiTBlock, tokens: Tensor, grid: tuple[int, int]) -> T
     return tokens + self.mlp(self.norm2(tokens))
 
 
+def _no_residuals(self: XCiTBlock, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    tokens = self.ls1(self.attn(self.norm1(tokens)))
+    tokens = self.ls3(self.local_mp(self.norm3(tokens), grid))
+    return self.ls2(self.mlp(self.norm2(tokens)))
+
+
 BLOCK = Exercise(
     name="XCiTBlock",
     solution=XCiTBlock,
@@ -332,6 +369,10 @@ BLOCK = Exercise(
         "no local interaction": Mistake(
             _but(XCiTBlock, "forward", _no_local),
             says="The branch of local interaction, norm3 and ls3, is missing.",
+        ),
+        "no residual connection": Mistake(
+            _but(XCiTBlock, "forward", _no_residuals),
+            says="Each branch is added to the tokens that it read; yours replaces them.",
         ),
         "no LayerScale": Mistake(
             _but(XCiTBlock, "forward", _no_layer_scale),
