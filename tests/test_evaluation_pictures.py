@@ -37,6 +37,8 @@ def test_protocols_have_a_panel_for_each_budget_and_a_line_for_each_name():
     assert names == ["neighbours", "probe, four blocks", "from scratch"]
     dots = {line.get_ydata()[0]: list(line.get_xdata()) for line in many.lines if len(line.get_xdata()) == 3}
     assert dots == {0: pytest.approx([50, 52, 54]), 2: pytest.approx([10, 12, 14])}
+    bars = [bar.get_segments()[0][:, 0] for bar in many.collections]
+    assert bars[0].tolist() == pytest.approx([52 - 4.97, 52 + 4.97], abs=0.01)
     words = pictures.evaluation.protocols_in_words(ROWS)
     assert "With 50 labels: neighbours 32.0 ± 5.0, probe, four blocks 42.0 ± 5.0." in words
     assert "With 1,000 labels: neighbours 52.0 ± 5.0, from scratch 12.0 ± 5.0." in words
