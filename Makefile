@@ -95,6 +95,7 @@ results: $(BENCHABLE)
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/max_vit.py
 	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache .mypy_cache

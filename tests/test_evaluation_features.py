@@ -1,9 +1,11 @@
 """Features are what a frozen backbone gives, whatever its kind, and taking them changes nothing."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
 import pytest
+import timm
 import torch
 from support.models import CASES
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torchvision.models import VisionTransformer
 from vit_course.distillation import DistilledViT
 from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
 from vit_course.lab.catalogue import FOREIGN, MODELS
-from vit_course.lab.pretrained import adapt
+from vit_course.lab.pretrained import adapt, from_timm
 from vit_course.vit import ViT
 
 SMALL = MODELS["ViT"].tiny
@@ -143,6 +145,58 @@ def test_a_nan_of_the_model_is_handed_on_and_named_by_the_measures(measure: Call
     ]:
         with pytest.raises(ValueError, match=sentence):
             measure(*sets)
+
+
+def test_features_of_several_layers_are_those_of_shorter_networks_side_by_side() -> None:
+    torch.manual_seed(0)
+    backbone = ViT(**SMALL | {"depth": 3}).train()
+    for pool in (None, "cls", "mean", "patches"):
+        parts = []
+        for depth in (2, 3):
+            shorter = copy.deepcopy(backbone)
+            shorter.blocks = shorter.blocks[:depth]
+            parts.append(extract_features(shorter, IMAGES, pool))
+        found = extract_features(backbone, IMAGES, pool, batch_size=3, layers=2)
+        assert torch.allclose(found, torch.cat(parts, dim=-1), atol=1e-5)
+    assert not torch.allclose(parts[0], parts[1], atol=0.1)
+    assert all(not block._forward_hooks for block in backbone.blocks)
+
+
+def test_last_layers_of_dino_s_own_code() -> None:
+    """get_intermediate_layers of timm gives the tokens after each of the last blocks, normalised."""
+    torch.manual_seed(0)
+    twin = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=48, depth=5, num_heads=3, num_classes=4
+    ).eval()
+    with torch.no_grad():
+        parts = twin.forward_intermediates(
+            IMAGES, indices=4, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+        )
+    wanted = torch.cat([prefix[:, 0] for _, prefix in parts], dim=1)
+    assert torch.allclose(extract_features(from_timm(twin), IMAGES, layers=4), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers", "error", "sentence"),
+    [
+        (ViT(**SMALL), 0, ValueError, "layers must be at least 1, got 0"),
+        (ViT(**SMALL), 1.0, TypeError, "layers must be an int"),
+        (ViT(**SMALL), 99, ValueError, r"ViT has \d blocks, got layers=99"),
+        (LeastPyramid(), 2, ValueError, "LeastPyramid has 0 blocks, got layers=2"),
+        (
+            MODELS["CaiT"].kind(**MODELS["CaiT"].tiny | {"depth": 3}),
+            2,
+            ValueError,
+            "blocks of CaiT give .* layers must be 1",
+        ),
+    ],
+)
+def test_layers_that_a_model_does_not_have_are_refused(
+    backbone: nn.Module, layers: int, error: type, sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        extract_features(backbone, IMAGES, layers=layers)
+    assert all(not module._forward_hooks for module in backbone.modules())
 
 
 class Flat(nn.Module):

@@ -111,6 +111,7 @@ def test_jaccard() -> None:
     assert jaccard(nothing, nothing).tolist() == [1, 1] and jaccard(nothing, ~nothing).tolist() == [0, 0]
     for other, error, sentence in [
         (nothing.long(), TypeError, "truth must be a bool tensor, got torch.int64"),
+        (nothing.float(), TypeError, "truth must be a bool tensor, got torch.float32: compare it with a"),
         (nothing.numpy(), TypeError, "truth must be a bool tensor, got ndarray"),
         (nothing.view(2, 1, 16), ValueError, r"one size, got \(2, 4, 4\) and \(2, 1, 16\)"),
         (nothing[[0, 0, 0]], ValueError, r"that broadcast, got \(2, 4, 4\) and \(3, 4, 4\)"),
@@ -189,6 +190,8 @@ def test_stray_pixels_do_not_stretch_a_box_and_empty_masks_have_none() -> None:
         ((masks[0],), TypeError, r"got \(\(10, 12\)"),
         ((masks[:, :0],), ValueError, r"at least one pixel, got shape \(3, 0, 12\)"),
         ((masks, torch.ones(2)), ValueError, r"3 masks need as many scores and labels, got \(2,\)"),
+        ((masks, None, torch.ones(3)), TypeError, "labels must be whole numbers, got torch.float32"),
+        ((masks, None, [0.0, 1.0, 2.0]), TypeError, "labels must be whole numbers, got torch.float32"),
     ]:
         with pytest.raises(error, match=sentence):
             boxes_from_masks(*bad)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from support.features import Data, blobs, named_by_scikit_learn
 from torch import Tensor
 
-from vit_course.evaluation import knn_accuracy, linear_probe
+from vit_course.evaluation import knn_accuracy, linear_probe, logistic_regression
 
 SAME = 0.9995  # the share of equal answers from which two layers are one
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
@@ -205,7 +206,7 @@ BAD_FEATURES = {
     "too few labels": (
         lambda d: (*d[:3], d[3][:5]),
         ValueError,
-        r"test needs one label .* \(90, 6\) and labels \(5,\)",
+        r"test_features need one label each, .* \(90, 6\) and labels \(5,\)",
     ),
     "no features": (lambda d: (d[0][:0], d[1][:0], *d[2:]), ValueError, "at least one"),
     "no columns": (
@@ -251,3 +252,51 @@ def test_bad_penalties_are_named() -> None:
     with pytest.raises(ValueError, match="at least 5 training images, got 4"):
         linear_probe(*few)
     assert 0 <= linear_probe(*few, penalty=0.1) <= 1
+
+
+# ---- the layer itself --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.1, 0.01])
+def test_the_layer_is_scikit_learns(penalty: float) -> None:
+    """The weights are unique; of the biases, which differ by one number, it is the one of mean 0."""
+    train, labels, _, _ = blobs(4, d=8)
+    train = 3 * train + 5
+    weight, bias = logistic_regression(train, labels, int(labels.max()) + 1, penalty)
+    judge = LogisticRegression(C=1 / (penalty * len(labels)), tol=1e-9, max_iter=5000).fit(
+        train.double(), labels
+    )
+    assert np.abs(judge.coef_ - weight.numpy()).max() < 2e-3
+    theirs = torch.tensor(judge.intercept_)
+    assert torch.allclose(bias, theirs - theirs.mean(), atol=0.03) and abs(bias.mean()) < 1e-9
+
+
+def test_nothing_but_the_penalised_sum_decides_the_layer() -> None:
+    """At the bottom the gradient is zero, also after the features are moved: the bias carries their mean."""
+    train, labels, _, _ = blobs()
+    for features in (train, train + 100.0):
+        weight, bias = (part.requires_grad_() for part in logistic_regression(features, labels, 9, 0.05))
+        loss = F.cross_entropy(features.double() @ weight.T + bias, labels)
+        (loss + 0.05 / 2 * weight.square().sum()).backward()
+        assert bias.grad.abs().max() < 1e-4 and weight.grad.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ((torch.ones(3), [0, 1, 0], 2, 0.1), ValueError, r"features must have axes \(b d\)"),
+        (
+            (torch.ones(3, 2), [0.0, 1.0, 0.0], 2, 0.1),
+            TypeError,
+            "^labels must be .* whole numbers, got torch.float32",
+        ),
+        ((torch.ones(3, 2), [0, 1], 2, 0.1), ValueError, "^features need one label each"),
+        ((torch.ones(3, 2), [0, 2, 1], 2, 0.1), ValueError, "labels must be below 2, .* got 2"),
+        ((torch.ones(3, 2), [0, 1, 0], 0, 0.1), ValueError, "classes must be at least 1, got 0"),
+        ((torch.ones(3, 2), [0, 1, 0], 2, -0.1), ValueError, "penalty must be in 0 … inf, got -0.1"),
+        ((torch.ones(3, 2), [0, 1, 0], 2, math.inf), ValueError, "penalty must be finite, got inf"),
+    ],
+)
+def test_refused_by_logistic_regression(arguments: tuple, error: type, sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        logistic_regression(*arguments)

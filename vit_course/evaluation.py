@@ -1,6 +1,7 @@
 """Evaluation.
 
-What makes a representation good, and how do you find out without fooling yourself?
+What is in the features of a network, how do you measure it, and which number would a network without any
+training reach?
 
 Made from notebooks/09_evaluation.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -22,7 +23,9 @@ from vit_course.vit import Backbone, require_backbone
 __all__ = [
     "extract_features",
     "knn_accuracy",
+    "logistic_regression",
     "linear_probe",
+    "effective_rank",
     "attention_masks",
     "masks_to_pixels",
     "jaccard",
@@ -38,6 +41,7 @@ def extract_features(
     images: Tensor | Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
     pool: str | None = None,
     batch_size: int = 100,
+    layers: int = 1,
 ) -> Tensor:
     """Features of a frozen backbone, without gradients and in evaluation mode.
 
@@ -49,21 +53,27 @@ def extract_features(
         pool: 'cls' takes the first token, 'mean' the mean of the patches, 'patches' all of them; by default
             the class token where there is one, else the mean.
         batch_size: images at a time where they come as one tensor.
+        layers: of how many last blocks the features are put side by side, each after the final norm, the last
+            block's last; more than 1 for models whose `blocks` carry all tokens. Caron et al. probe ViT-S so,
+            with the class tokens of 4.
 
     Returns:
-        (b, d), for 'patches' (b, n, d), on the CPU, in the order of the images, as the model gives them: a
-        NaN is refused by the measures, which name its row.
+        (b, layers · d), for 'patches' (b, n, layers · d), on the CPU, in the order of the images, as the
+        model gives them: a NaN is refused by the measures, which name its row.
 
     Raises:
         TypeError: for another model or other images.
-        ValueError: for an unknown pool, features of another form, or no images at all.
+        ValueError: for an unknown pool, features of another form, more layers than the model has blocks, or
+            no images at all.
+
+    Source: Caron et al. 2021, appendix F.2, for the last four layers.
 
     Built in lesson 09.
     """
     require_backbone("backbone", backbone, "forward_features")
     if pool not in (None, "cls", "mean", "patches"):
         raise ValueError(f"pool must be 'cls', 'mean', 'patches' or None, got {pool!r}")
-    require_at_least(1, batch_size=batch_size)
+    require_at_least(1, batch_size=batch_size, layers=layers)
     if isinstance(images, Tensor):
         require_images(images)
         images = images.split(batch_size)
@@ -72,10 +82,33 @@ def extract_features(
         for batch in images:
             batch = batch[0] if isinstance(batch, tuple | list) else batch
             require_images(batch)
-            features.append(_pooled(backbone, backbone.forward_features(batch.to(device)), pool).cpu())
+            of_layers = _last_layers(backbone, batch.to(device), layers)
+            features.append(torch.cat([_pooled(backbone, part, pool) for part in of_layers], dim=-1).cpu())
     if not any(len(batch) for batch in features):
         raise ValueError("extract_features was given no images")
     return torch.cat(features)
+
+
+def _last_layers(backbone: Backbone | Pyramid, images: Tensor, layers: int) -> list[Tensor]:
+    """What forward_features gives, after what it would give if earlier blocks were the last."""
+    blocks = list(getattr(backbone, "blocks", ())) if layers > 1 else []
+    if layers > 1 and len(blocks) < layers:
+        raise ValueError(f"{type(backbone).__name__} has {len(blocks)} blocks, got layers={layers}")
+    outputs: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda *call: outputs.append(call[2])) for block in blocks[-layers:-1]
+    ]
+    try:
+        last = backbone.forward_features(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if any(tokens.shape != last.shape for tokens in outputs):
+        raise ValueError(
+            f"the blocks of {type(backbone).__name__} give {tuple(outputs[0].shape)}, the model "
+            f"{tuple(last.shape)}: layers must be 1"
+        )
+    return [*(backbone.norm(tokens) for tokens in outputs), last]
 
 
 def _pooled(backbone: Backbone | Pyramid, features: Tensor, pool: str | None) -> Tensor:
@@ -96,26 +129,26 @@ def _pooled(backbone: Backbone | Pyramid, features: Tensor, pool: str | None) ->
     return patches if pool == "patches" else patches.mean(dim=1)
 
 
-def _whole_labels(name: str, features: Tensor, labels: Tensor | Sequence[int]) -> Tensor:
+def _whole_labels(prefix: str, features: Tensor, labels: Tensor | Sequence[int]) -> Tensor:
     """The labels (b,) as int64, beside the features (b, d). Raises a TypeError or ValueError unless every
     feature is finite and has a label.
     """
-    require_floats(f"{name}_features", features, "b d")
+    require_floats(f"{prefix}features", features, "b d")
     whole = labels if isinstance(labels, Tensor) else torch.tensor(labels)
     if whole.is_floating_point() or whole.is_complex():
-        raise TypeError(f"{name}_labels must be an int64 tensor or other whole numbers, got {whole.dtype}")
+        raise TypeError(f"{prefix}labels must be an int64 tensor or other whole numbers, got {whole.dtype}")
     whole = whole.to(features.device, torch.int64)
     if whole.shape != features.shape[:1] or not features.numel():
         raise ValueError(
-            f"{name} needs one label for every feature, at least one, got features {tuple(features.shape)} "
-            f"and labels {tuple(whole.shape)}"
+            f"{prefix}features need one label each, at least one, got features {tuple(features.shape)} and "
+            f"labels {tuple(whole.shape)}"
         )
     if whole.min() < 0:
-        raise ValueError(f"{name}_labels must not be negative, got {whole.min()}")
+        raise ValueError(f"{prefix}labels must not be negative, got {whole.min()}")
     bad = ~features.isfinite().all(dim=1)
     if bad.any():
         raise ValueError(
-            f"{name}_features hold nan or infinite numbers, first in row {bad.int().argmax()}, "
+            f"{prefix}features hold nan or infinite numbers, first in row {bad.int().argmax()}, "
             f"in {bad.sum()} of {len(bad)} rows"
         )
     return whole
@@ -128,8 +161,8 @@ def _both_labels(
     test_labels: Tensor | Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """The labels of both sets. Raises a TypeError or ValueError unless the features are equally wide."""
-    train_labels = _whole_labels("train", train_features, train_labels)
-    test_labels = _whole_labels("test", test_features, test_labels)
+    train_labels = _whole_labels("train_", train_features, train_labels)
+    test_labels = _whole_labels("test_", test_features, test_labels)
     if train_features.shape[1] != test_features.shape[1]:
         shapes = f"{tuple(train_features.shape)} and {tuple(test_features.shape)}"
         raise ValueError(f"train and test features must have one width, got shapes {shapes}")
@@ -198,22 +231,42 @@ _PENALTIES = tuple(10.0**power for power in range(1, -5, -1))
 
 
 @torch.inference_mode(False)
-def _logistic_regression(
-    features: Tensor, labels: Tensor, classes: int, penalty: float
+@torch.enable_grad()
+def logistic_regression(
+    features: Tensor, labels: Tensor | Sequence[int], classes: int, penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """The weight (classes, d) and bias (classes,) with the least cross-entropy + penalty / 2 · |weight|², on
-    standardised features; given back for the features as they are.
+    """The linear layer with the least mean cross-entropy + penalty / 2 · |weight|².
+
+    Fitted to the end by L-BFGS in float64: no seed, no learning rate. Of the biases that fit, which differ by
+    one number for all classes, it takes the one with the mean 0.
+
+    Args:
+        features: (b, d), finite.
+        labels: (b,), whole numbers below `classes`.
+        classes: c.
+        penalty: the price of large weights, finite and not negative; the bias costs nothing.
+
+    Returns:
+        weight (c, d) and bias (c,), in float64; logits are features @ weight.T + bias.
+
+    Raises:
+        TypeError, ValueError: for features and labels that do not fit together or are not finite, and for
+            another penalty.
+
+    Source: Liu and Nocedal 1989, for L-BFGS.
+
+    Built in lesson 09.
     """
-    features, labels = features.detach(), labels.clone()  # a tensor of inference mode cannot be trained on
-    # What varies by no more than one rounding of its own numbers weighs nothing, rather than being blown up.
-    low, high = features.aminmax(dim=0)
-    varies = high - low > torch.finfo(features.dtype).eps * torch.maximum(low.abs(), high.abs())
-    features = features.double()
-    mean, spread = features.mean(dim=0), features.std(dim=0, correction=0)
-    spread = torch.where(varies, spread, torch.inf)
-    features = (features - mean) / spread
+    labels = _whole_labels("", features, labels).clone()  # a tensor of inference mode cannot be trained on
+    require_at_least(1, classes=classes)
+    _require_penalty(penalty)
+    if labels.max() >= classes:
+        raise ValueError(f"labels must be below {classes}, the number of classes, got {labels.max()}")
+    features = features.detach().double()
+    mean = features.mean(dim=0)
+    features = features - mean
     variances, axes = torch.linalg.eigh(features.T @ features / features.shape[0])
-    # Along these axes, each divided by the root of the curvature at zero weights, the valley is round.
+    # Along these axes, each divided by the root of the curvature at zero weights, the bottom is round.
     axes = axes / (variances / classes + penalty).clamp(min=1e-9).sqrt()
     along_axes = features.new_zeros(classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(classes, requires_grad=True)
@@ -229,8 +282,26 @@ def _logistic_regression(
         return loss
 
     optimizer.step(objective)
-    weight = along_axes.detach() @ axes.T / spread
-    return weight, bias.detach() - weight @ mean
+    weight = along_axes.detach() @ axes.T
+    bias = bias.detach() - weight @ mean
+    return weight, bias - bias.mean()
+
+
+def _require_penalty(penalty: float) -> None:
+    """Raise a TypeError or ValueError unless a penalty is a finite number that is not negative."""
+    require_between(0, math.inf, penalty=penalty)
+    if penalty == math.inf:
+        raise ValueError("penalty must be finite, got inf")
+
+
+def _standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """All of these (…, d) in float64, with the mean of the first and each column divided by its spread."""
+    # What varies by no more than one rounding of its own numbers weighs nothing, rather than being blown up.
+    low, high = train.aminmax(dim=0)
+    varies = high - low > torch.finfo(train.dtype).eps * torch.maximum(low.abs(), high.abs())
+    mean, spread = train.double().mean(dim=0), train.double().std(dim=0, correction=0)
+    spread = torch.where(varies, spread, torch.inf)
+    return [(features.double() - mean) / spread for features in (train, *others)]
 
 
 def _choose_penalty(features: Tensor, labels: Tensor, classes: int) -> float:
@@ -241,14 +312,15 @@ def _choose_penalty(features: Tensor, labels: Tensor, classes: int) -> float:
         )
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     held_out, kept = order[: len(labels) // 5], order[len(labels) // 5 :]
+    fitted, judged = _standardised(features[kept], features[held_out])
     losses = {}
     for penalty in _PENALTIES:
-        weight, bias = _logistic_regression(features[kept], labels[kept], classes, penalty)
-        logits = features[held_out].double() @ weight.T + bias
-        losses[penalty] = F.cross_entropy(logits, labels[held_out]).item()
+        weight, bias = logistic_regression(fitted, labels[kept], classes, penalty)
+        losses[penalty] = F.cross_entropy(judged @ weight.T + bias, labels[held_out]).item()
     return min(losses, key=losses.__getitem__)
 
 
+@torch.no_grad()
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor | Sequence[int],
@@ -280,15 +352,43 @@ def linear_probe(
     Built in lesson 09.
     """
     train_labels, test_labels = _both_labels(train_features, train_labels, test_features, test_labels)
-    require_between(0, math.inf, penalty=0.0 if penalty is None else penalty)
-    if penalty == math.inf:
-        raise ValueError("penalty must be finite, got inf")
+    _require_penalty(0.0 if penalty is None else penalty)
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     if penalty is None:
         penalty = _choose_penalty(train_features, train_labels, classes)
-    weight, bias = _logistic_regression(train_features, train_labels, classes, penalty)
-    logits = test_features.detach().double() @ weight.T + bias
+    known, queries = _standardised(train_features, test_features)
+    weight, bias = logistic_regression(known, train_labels, classes, penalty)
+    logits = queries @ weight.T + bias
     return (logits.argmax(dim=1) == test_labels).double().mean().item()
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> float:
+    """How many directions features use: e to the entropy of their singular values' shares.
+
+    It is 1 where all rows are multiples of one row, and min(b, d) where all singular values are equal.
+    Nothing is centred; of features without their mean, pass features - features.mean(dim=0).
+
+    Args:
+        features: (b, d), finite.
+
+    Returns:
+        A number in 1 … min(b, d); 0 where all features are zero.
+
+    Raises:
+        TypeError, ValueError: for other features.
+
+    Source: Roy and Vetterli 2007; Garrido et al. 2023, RankMe, equation 1.
+
+    Built in lesson 09.
+    """
+    require_floats("features", features, "b d")
+    if not features.numel() or not features.isfinite().all():
+        raise ValueError(f"features must be finite and at least one, got shape {tuple(features.shape)}")
+    lengths = torch.linalg.svdvals(features.double())
+    if not lengths.any():
+        return 0.0
+    return torch.special.entr(lengths / lengths.sum()).sum().exp().item()
 
 
 def attention_masks(weights: Tensor, keep: float = 0.6) -> Tensor:
@@ -372,7 +472,7 @@ def jaccard(found: Tensor, truth: Tensor) -> Tensor:
     for name, masks in {"found": found, "truth": truth}.items():
         if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
             kind = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
-            raise TypeError(f"{name} must be a bool tensor, got {kind}")
+            raise TypeError(f"{name} must be a bool tensor, got {kind}: compare it with a threshold")
     shapes = f"{tuple(found.shape)} and {tuple(truth.shape)}"
     if min(found.ndim, truth.ndim) < 2 or found.shape[-2:] != truth.shape[-2:]:
         raise ValueError(f"jaccard needs masks of one size, got {shapes}")
@@ -430,6 +530,8 @@ def boxes_from_masks(
     b = masks.shape[0]
     scores = torch.ones(b) if scores is None else torch.as_tensor(scores)
     labels = torch.zeros(b, dtype=torch.int64) if labels is None else torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be whole numbers, got {labels.dtype}")
     if scores.shape != (b,) or labels.shape != (b,):
         raise ValueError(
             f"{b} masks need as many scores and labels, got {tuple(scores.shape)}, {tuple(labels.shape)}"

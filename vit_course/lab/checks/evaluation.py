@@ -1,12 +1,32 @@
-"""Exercises of lesson 09: purity of neighbourhoods, PASCAL's average precision, a linear probe by algebra."""
+"""Exercises of lesson 09: features, neighbours, a linear layer, ranks, masks, and three that go on."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
-from .exercise import Exercise, Mistake
+from vit_course.distillation import DistilledViT
+from vit_course.evaluation import (
+    attention_masks,
+    effective_rank,
+    extract_features,
+    jaccard,
+    knn_accuracy,
+    logistic_regression,
+)
+from vit_course.training import eval_mode
+from vit_course.vit import SimpleViT, ViT
+
+from .exercise import Exercise, Mistake, filled
+
+_generator = torch.Generator().manual_seed(9)
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=_generator)
 
 
 def _blobs(seed: int, b: int, d: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -19,7 +39,696 @@ def _blobs(seed: int, b: int, d: int, classes: int) -> tuple[Tensor, Tensor]:
     return features * (0.3 + 3 * torch.rand(b, 1, generator=generator)), labels
 
 
-# ------------------------------------------------------------------------------------------- neighbour_purity
+# ---- step 1: extract_features ------------------------------------------------------------------------------
+
+
+class _Map(nn.Module):
+    """The least of a model that gives a map; it says, for its own purposes, that it has a class token."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop = nn.Conv2d(3, 6, 4, stride=4), nn.Dropout(0.5)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.drop(self.layer(images))
+
+
+_SIZES: dict[str, Any] = dict(image_size=8, patch_size=4, num_classes=6, dim=6, depth=1, heads=2, mlp_dim=12)
+
+
+def _model(kind: Callable[..., nn.Module], **sizes: Any) -> nn.Module:
+    """A model in training with a part that someone froze."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model = filled(kind(**sizes)).train()
+    next(model.children()).eval()
+    return model
+
+
+def _watched(function: Callable, case: tuple[Any, Tensor, str | None]) -> Any:
+    """The features, and what has become of the model: its modes, and whether gradients were recorded."""
+    backbone, images, pool = case
+    with torch.enable_grad():
+        features = function(backbone, images, pool)
+    if features is None or features is Ellipsis:
+        return features
+    modes = torch.tensor([part.training for part in backbone.modules()])
+    return features, modes, bool(getattr(features, "requires_grad", False))
+
+
+def _features_by(choose: Callable[[Tensor, int, str | None], Tensor]) -> Callable:
+    """A wrong answer that takes the right tokens, with the number of class tokens, and chooses badly."""
+
+    @torch.no_grad()
+    def wrong(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+        with eval_mode(backbone):
+            features = backbone.forward_features(images)
+        prefix = backbone.num_prefix_tokens
+        if features.ndim == 4:
+            features, prefix = rearrange(features, "b d h w -> b (h w) d"), 0
+        return choose(features, prefix, pool)
+
+    return wrong
+
+
+def _chosen(features: Tensor, prefix: int, pool: str | None) -> Tensor:
+    takes_class = pool == "cls" or (pool is None and prefix > 0)
+    return features[:, 0] if takes_class else features[:, prefix:].mean(dim=1)
+
+
+def _mean_of_all(features: Tensor, prefix: int, pool: str | None) -> Tensor:
+    chosen = _chosen(features, prefix, pool)
+    return chosen if pool == "cls" or (pool is None and prefix) else features.mean(dim=1)
+
+
+def _one_prefix(features: Tensor, prefix: int, pool: str | None) -> Tensor:
+    return _chosen(features, prefix, pool) if pool != "mean" else features[:, min(prefix, 1) :].mean(dim=1)
+
+
+def _always_mean(features: Tensor, prefix: int, pool: str | None) -> Tensor:
+    return features[:, 0] if pool == "cls" else features[:, prefix:].mean(dim=1)
+
+
+def _pool_ignored(features: Tensor, prefix: int, pool: str | None) -> Tensor:
+    return _chosen(features, prefix, None)
+
+
+def _last_token(features: Tensor, prefix: int, pool: str | None) -> Tensor:
+    takes_class = pool == "cls" or (pool is None and prefix > 0)
+    return features[:, -1] if takes_class else features[:, prefix:].mean(dim=1)
+
+
+def _right_features(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    features = backbone.forward_features(images)
+    prefix = backbone.num_prefix_tokens
+    if features.ndim == 4:
+        features, prefix = rearrange(features, "b d h w -> b (h w) d"), 0
+    return _chosen(features, prefix, pool)
+
+
+def _in_the_mode_it_has(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    with torch.no_grad():
+        return _right_features(backbone, images, pool)
+
+
+def _left_in_eval(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    return _in_the_mode_it_has(backbone.eval(), images, pool)
+
+
+def _all_in_training_afterwards(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    features = _left_in_eval(backbone, images, pool)
+    backbone.train()
+    return features
+
+
+def _with_gradients(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    with eval_mode(backbone):
+        return _right_features(backbone, images, pool)
+
+
+def _left_in_eval_with_gradients(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    return _right_features(backbone.eval(), images, pool)
+
+
+def _map_with_prefix(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    with torch.no_grad(), eval_mode(backbone):
+        features = backbone.forward_features(images)
+    if features.ndim == 4:
+        features = rearrange(features, "b d h w -> b (h w) d")
+    return _chosen(features, backbone.num_prefix_tokens, pool)
+
+
+def _first_batch(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    return extract_features(backbone, images[:100], pool)
+
+
+EXTRACT_FEATURES = Exercise(
+    name="extract_features",
+    solution=extract_features,
+    cases=(
+        (_model(ViT, **_SIZES, dropout=0.4), _random(3, 3, 8, 8), None),
+        (_model(DistilledViT, **_SIZES, dropout=0.4), _random(103, 3, 8, 8), "mean"),
+        (_model(ViT, **_SIZES, dropout=0.4), _random(2, 3, 8, 12), "cls"),
+        (_model(SimpleViT, **(_SIZES | {"dim": 8})), _random(2, 3, 8, 8), None),
+        (_model(_Map), _random(2, 3, 8, 12), None),
+    ),
+    praise="The same numbers at every call, whatever the mode was, and the model is as it was before.",
+    mistakes={
+        "the mode that it has": Mistake(
+            _in_the_mode_it_has,
+            "The model answered in the mode in which it was. In training, dropout gives a picture other "
+            "features at each call: use eval_mode around the loop.",
+        ),
+        "left in eval": Mistake(
+            _left_in_eval,
+            "The features are right, but the model is left in evaluation mode; it was in training. eval_mode "
+            "gives every part its mode back.",
+        ),
+        "a frozen part woken": Mistake(
+            _all_in_training_afterwards,
+            "The features are right, but train() reaches every part: one that its owner had frozen in "
+            "evaluation mode is in training now. eval_mode remembers the mode of each part.",
+        ),
+        "with gradients": Mistake(
+            _with_gradients,
+            "The features are right, but they still hold the whole graph in memory: use torch.no_grad().",
+        ),
+        "left in eval, with gradients": Mistake(
+            _left_in_eval_with_gradients,
+            "The features are right, but they carry gradients, and the model is left in evaluation mode. It "
+            "takes both: torch.no_grad() and eval_mode.",
+        ),
+        "class tokens in the mean": Mistake(
+            _features_by(_mean_of_all),
+            "The mean runs over all tokens. It should leave the first num_prefix_tokens out: they are no "
+            "patches.",
+        ),
+        "one class token left out": Mistake(
+            _features_by(_one_prefix),
+            "You leave one token out of the mean. A distilled ViT has two before its patches: ask "
+            "num_prefix_tokens.",
+        ),
+        "the mean by default": Mistake(
+            _features_by(_always_mean),
+            "For pool=None you took the mean where there is a class token. None means: the class token if "
+            "there is one, else the mean.",
+        ),
+        "pool ignored": Mistake(
+            _features_by(_pool_ignored),
+            'pool="mean" gave the class token. Where the caller says what to take, take that.',
+        ),
+        "the last token": Mistake(
+            _features_by(_last_token),
+            "You took the last token, which is a patch. Class tokens stand first.",
+        ),
+        "a map's prefix": Mistake(
+            _map_with_prefix,
+            "Of a map you took a cell for a class token, or left one out. A map has none, whatever "
+            "num_prefix_tokens says.",
+        ),
+        "the first batch only": Mistake(
+            _first_batch,
+            lambda answer: (
+                "Of 103 pictures you returned 100: collect the features of all batches, then torch.cat."
+            ),
+        ),
+    },
+    calls=_watched,
+)
+
+
+# ---- step 2: knn_accuracy ----------------------------------------------------------------------------------
+
+
+def _share_by(
+    similarity: Tensor,
+    labels: Tensor,
+    test_labels: Tensor,
+    k: int,
+    temperature: float,
+    weigh: Callable[[Tensor, float], Tensor] | None = None,
+) -> float:
+    """The share that is right, by similarities (test, train); a vote weighs exp(similarity / temperature)."""
+    near, nearest = similarity.topk(min(k, similarity.shape[1]))
+    if weigh is None:
+        weights = ((near - near[:, :1]) / temperature).exp()
+    else:
+        weights = weigh(near, temperature)
+    votes = weights.new_zeros(len(near), int(labels.max()) + 1).scatter_add_(1, labels[nearest], weights)
+    return (votes.argmax(dim=1) == test_labels).double().mean().item()
+
+
+def _cosines(train: Tensor, test: Tensor) -> Tensor:
+    return F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
+
+
+def _knn(
+    similarity: Callable[[Tensor, Tensor], Tensor] = _cosines,
+    weigh: Callable[[Tensor, float], Tensor] | None = None,
+) -> Callable:
+    """A wrong answer with another similarity of (train, d) and (test, d), or with other weights."""
+
+    def wrong(
+        train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, k: int, temperature: float
+    ) -> float:
+        return _share_by(similarity(train, test), labels, test_labels, k, temperature, weigh)
+
+    return wrong
+
+
+def _not_share(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, k: int, temperature: float
+) -> float:
+    return knn_accuracy(train, labels, test, test_labels, k, temperature) * len(test)
+
+
+def _per_cent(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, k: int, temperature: float
+) -> float:
+    return knn_accuracy(train, labels, test, test_labels, k, temperature) * 100
+
+
+def _nearest_alone(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, k: int, temperature: float
+) -> float:
+    return knn_accuracy(train, labels, test, test_labels, 1, temperature)
+
+
+def _knn_case(seed: int, b: int, tests: int, k: int, temperature: float) -> tuple:
+    features, labels = _blobs(seed, b + tests, 4, 5)
+    return features[:b], labels[:b], features[b:], labels[b:], k, temperature
+
+
+KNN_ACCURACY = Exercise(
+    name="knn_accuracy",
+    solution=knn_accuracy,
+    cases=(
+        _knn_case(10, 60, 80, 10, 0.1),
+        _knn_case(11, 12, 50, 20, 0.3),
+        _knn_case(12, 80, 60, 15, 0.004),
+    ),
+    praise="Also where fewer than k pictures are known, and where exp(1 / 0.004) would overflow.",
+    mistakes={
+        "rows not normalised": Mistake(
+            _knn(lambda train, test: test @ train.T),
+            "Plain dot products: a long row of features is then everybody's neighbour. A cosine wants rows "
+            "of length one, F.normalize(features, dim=1).",
+        ),
+        "columns normalised": Mistake(
+            _knn(lambda train, test: F.normalize(test, dim=0) @ F.normalize(train, dim=0).T),
+            "The columns were normalised, not the rows: dim=1, so that each picture's features have length "
+            "one.",
+        ),
+        "by distance": Mistake(
+            _knn(lambda train, test: -torch.cdist(test, train)),
+            "These are neighbours by distance, which agree with those by cosine only where all rows have one "
+            "length.",
+        ),
+        "the farthest": Mistake(
+            _knn(lambda train, test: -_cosines(train, test)),
+            "The k least similar pictures voted: topk gives the largest values, and a cosine is large where "
+            "two are alike.",
+        ),
+        "temperature multiplied": Mistake(
+            _knn(weigh=lambda near, temperature: ((near - near[:, :1]) * temperature).exp()),
+            "The similarity was multiplied by the temperature, so all votes weigh nearly the same. Divide.",
+        ),
+        "all votes alike": Mistake(
+            _knn(weigh=lambda near, temperature: torch.ones_like(near)),
+            "Every neighbour has one vote here. Each weighs exp(cosine / temperature).",
+        ),
+        "no temperature": Mistake(
+            _knn(weigh=lambda near, temperature: near.exp()),
+            "The temperature is missing: a vote weighs exp(cosine / temperature).",
+        ),
+        "the cosine as weight": Mistake(
+            _knn(weigh=lambda near, temperature: near),
+            "The votes weigh the cosine itself. Take exp(cosine / temperature).",
+        ),
+        "overflow": Mistake(
+            _knn(weigh=lambda near, temperature: (near / temperature).exp()),
+            "At a temperature of 0.004 your votes are infinite: subtract each row's largest similarity "
+            "before exp, which changes no winner.",
+        ),
+        "the nearest alone": Mistake(
+            _nearest_alone,
+            "Only the nearest picture was heard. All k vote, the nearer the heavier.",
+        ),
+        "a number of pictures": Mistake(
+            _not_share,
+            lambda answer: (
+                f"{answer:.0f} is a number of pictures: divide by how many test pictures there are."
+            ),
+        ),
+        "per cent": Mistake(_per_cent, "These are per cent. Wanted is a share in 0 … 1."),
+    },
+)
+
+
+# ---- step 3: logistic_regression ---------------------------------------------------------------------------
+
+
+def _fitted(function: Callable, case: tuple) -> Any:
+    """A fit, with the bias of mean 0: of the biases that fit, which differ by one number, all are right."""
+    with torch.enable_grad():
+        answer = function(*case)
+    if isinstance(answer, tuple | list) and len(answer) == 2 and all(isinstance(p, Tensor) for p in answer):
+        weight, bias = answer
+        return weight, bias - bias.mean() if bias.is_floating_point() else bias
+    return answer
+
+
+def _solved(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    penalty: float,
+    *,
+    on_bias: float = 0.0,
+    with_bias: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Like the solution, with an objective that may differ from it."""
+    features = features.double()
+    weight = features.new_zeros(classes, features.shape[1], requires_grad=True)
+    bias = features.new_zeros(classes, requires_grad=True)
+    parameters = [weight, bias] if with_bias else [weight]
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        size = weight.square().sum() + on_bias * bias.square().sum()
+        loss = F.cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * size
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    return weight.detach(), bias.detach()
+
+
+def _penalty_times(factor: Callable[[Tensor, int], float]) -> Callable:
+    """A wrong answer whose penalty is a multiple of the right one."""
+    return lambda features, labels, classes, penalty: _solved(
+        features, labels, classes, penalty * factor(features, classes)
+    )
+
+
+def _fit_case(seed: int, b: int, d: int, classes: int, penalty: float) -> tuple:
+    features, labels = _blobs(seed, b, d, classes)
+    return 0.5 * features + torch.linspace(-0.5, 0.5, d), labels, classes, penalty
+
+
+def _transposed(features: Tensor, labels: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    weight, bias = _solved(features, labels, classes, penalty)
+    return weight.T, bias
+
+
+LOGISTIC_REGRESSION = Exercise(
+    name="logistic_regression",
+    solution=logistic_regression,
+    cases=(_fit_case(20, 40, 4, 3, 0.2), _fit_case(21, 30, 3, 4, 0.1)),
+    praise="The bottom of a convex sum: any other way down ends at the same weights.",
+    mistakes={
+        "penalty not halved": Mistake(
+            _penalty_times(lambda features, classes: 2.0),
+            "Your weights are a little too small: the price is penalty / 2 times the sum of squares.",
+        ),
+        "penalty averaged": Mistake(
+            _penalty_times(lambda features, classes: 1 / (classes * features.shape[1])),
+            "Your weights are too large: the squares are summed over all weights, not averaged.",
+        ),
+        "cross-entropy summed": Mistake(
+            _penalty_times(lambda features, classes: 1 / len(features)),
+            "Your weights are too large: the cross-entropy is a mean over the pictures; summed, it outweighs "
+            "the penalty.",
+        ),
+        "no penalty": Mistake(
+            _penalty_times(lambda features, classes: 0.0),
+            "The penalty is missing: add penalty / 2 times the sum of the squared weights.",
+        ),
+        "the bias pays too": Mistake(
+            lambda *arguments: _solved(*arguments, on_bias=1.0),
+            "The bias pays a penalty here. It should cost nothing, or the result depends on where the "
+            "features' zero lies.",
+        ),
+        "no bias": Mistake(
+            lambda *arguments: _solved(*arguments, with_bias=False),
+            "There is no bias in it: classes that are more frequent, and features that are not centred, need "
+            "one.",
+        ),
+        "transposed": Mistake(
+            _transposed,
+            lambda answer: (
+                f"Your weight has the shape {tuple(answer[0].shape)}: as in nn.Linear it is (classes, d), "
+                "and logits are features @ weight.T + bias."
+            ),
+        ),
+    },
+    tolerance=3e-3,
+    calls=_fitted,
+)
+
+
+# ---- step 4: effective_rank --------------------------------------------------------------------------------
+
+
+def _rank_of_shares(values: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
+    """A wrong answer: e to the entropy of other shares (…,) of features (b, d)."""
+
+    def wrong(features: Tensor) -> float:
+        shares = values(features.double())
+        return torch.special.entr(shares).sum().exp().item()
+
+    return wrong
+
+
+def _shares(features: Tensor) -> Tensor:
+    lengths = torch.linalg.svdvals(features.double())
+    return lengths / lengths.sum()
+
+
+def _of_squares(features: Tensor) -> Tensor:
+    return _shares(features) ** 2 / (_shares(features) ** 2).sum()
+
+
+def _bits(features: Tensor) -> float:
+    shares = _shares(features)
+    return (-(shares * shares.log2()).sum()).exp().item()
+
+
+_FLAT = _random(12, 3) @ _random(3, 5) + 2.0
+
+EFFECTIVE_RANK = Exercise(
+    name="effective_rank",
+    solution=effective_rank,
+    cases=((_random(20, 6) + 1.0,), (_random(8, 4) * torch.tensor([4.0, 2.0, 1.0, 0.2]),), (_FLAT,)),
+    praise="No label, no second set, no choice to make: it can run beside any training.",
+    mistakes={
+        "entropy alone": Mistake(
+            lambda features: torch.special.entr(_shares(features)).sum().item(),
+            lambda answer: f"{answer:.2f} is the entropy. Its exponential is a number of directions.",
+        ),
+        "squared shares": Mistake(
+            _rank_of_shares(_of_squares),
+            "These are shares of the squares, that is of the variance. Both papers take the singular values "
+            "themselves.",
+        ),
+        "centred": Mistake(
+            _rank_of_shares(lambda features: _shares(features - features.mean(dim=0))),
+            "You took the mean out first. That is the rank of the covariance; both papers take the features "
+            "as they are, so that one common direction counts as one.",
+        ),
+        "centred, squared shares": Mistake(
+            _rank_of_shares(lambda features: _of_squares(features - features.mean(dim=0))),
+            "Two things differ: the mean was taken out, and the shares are of squares. The papers take the "
+            "singular values of the features as they are.",
+        ),
+        "rows of length one": Mistake(
+            _rank_of_shares(lambda features: _shares(F.normalize(features, dim=1))),
+            "The rows were normalised first. They count as they are here.",
+        ),
+        "bits": Mistake(
+            _bits,
+            "You mix bases: with a logarithm to base 2 it is 2 to the entropy, with the natural one e to it.",
+        ),
+        "plain rank": Mistake(
+            lambda features: float(torch.linalg.matrix_rank(features.double())),
+            lambda answer: (
+                f"{answer:.0f} is the rank: it counts a direction of length 0.001 like one of length 1000. "
+                "The effective rank weighs them."
+            ),
+        ),
+        "not shares": Mistake(
+            _rank_of_shares(torch.linalg.svdvals),
+            "The singular values were not divided by their sum: entropy is of shares that sum to one.",
+        ),
+        "sign": Mistake(
+            lambda features: (-torch.special.entr(_shares(features)).sum()).exp().item(),
+            lambda answer: f"{answer:.2f} is below one: the sign of the entropy is turned round.",
+        ),
+    },
+)
+
+
+# ---- step 5: attention_masks, jaccard ----------------------------------------------------------------------
+
+
+def _kept(keep_of: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    """A wrong answer that sorts rightly and then keeps, by sorted shares and what was held before, badly."""
+
+    def wrong(weights: Tensor, keep: float) -> Tensor:
+        shares = weights.double() / weights.double().sum(dim=-1, keepdim=True)
+        ordered, order = shares.sort(dim=-1, descending=True, stable=True)
+        kept = keep_of(ordered, ordered.cumsum(dim=-1) - ordered, keep)
+        return torch.zeros_like(kept).scatter(-1, order, kept)
+
+    return wrong
+
+
+def _first(ordered: Tensor, keep: float) -> Tensor:
+    """The first patches of each row (…, n), a share of their number."""
+    n = ordered.shape[-1]
+    return (torch.arange(n) < keep * n).expand(ordered.shape)
+
+
+def _not_put_back(weights: Tensor, keep: float) -> Tensor:
+    ordered = weights.sort(dim=-1, descending=True).values
+    return attention_masks(ordered, keep)
+
+
+def _lightest(weights: Tensor, keep: float) -> Tensor:
+    shares = weights.double() / weights.double().sum(dim=-1, keepdim=True)
+    ordered, order = shares.sort(dim=-1, stable=True)
+    kept = ordered.cumsum(dim=-1) - ordered < keep * (1 - 1e-6)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def _not_of_the_row(weights: Tensor, keep: float) -> Tensor:
+    ordered, order = weights.double().sort(dim=-1, descending=True, stable=True)
+    kept = ordered.cumsum(dim=-1) - ordered < keep * (1 - 1e-6)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def _rows(*shape: int) -> Tensor:
+    """Rows of weights, some much heavier than others, which do not sum to one."""
+    return torch.rand(*shape, generator=_generator) ** 3
+
+
+# 0.35 + 0.25 is 0.6, but not in floats; and the other row has a single heavy patch.
+_EXACT = torch.tensor([[[0.35, 0.25, 0.2, 0.2], [0.02, 0.04, 0.9, 0.04]]])
+
+ATTENTION_MASKS = Exercise(
+    name="attention_masks",
+    solution=attention_masks,
+    cases=((_rows(2, 3, 9), 0.6), (_EXACT, 0.6), (3 * _rows(2, 1, 16), 0.3)),
+    praise="The fewest patches that hold the share, each row for itself, with exactly reached counting.",
+    mistakes={
+        "one patch too few": Mistake(
+            _kept(lambda ordered, before, keep: before + ordered <= keep * (1 + 1e-6)),
+            "The last patch is missing: those kept hold less than the share. Keep a patch if the ones before "
+            "it held less than the share.",
+        ),
+        "one patch too many": Mistake(
+            _kept(lambda ordered, before, keep: before - ordered.roll(1, -1) * (before > 0) < keep),
+            "One patch too many: those before it held the share already.",
+        ),
+        "rounding": Mistake(
+            _kept(lambda ordered, before, keep: before < keep),
+            "0.35 + 0.25 of 1 is a share of 0.6, which floats miss by the last bit, so you kept a third "
+            "patch. Allow a millionth.",
+        ),
+        "not put back": Mistake(
+            _not_put_back,
+            "Your masks begin with the patches that they keep: they are still in sorted order. scatter puts "
+            "them back.",
+        ),
+        "the lightest": Mistake(
+            _lightest, "You began with the lightest patches. Sort descending: heaviest first."
+        ),
+        "a share of the patches": Mistake(
+            _kept(lambda ordered, before, keep: _first(ordered, keep)),
+            "You kept a share of the patches. Wanted are the fewest that hold this share of the attention.",
+        ),
+        "a threshold": Mistake(
+            lambda weights, keep: weights >= keep * weights.amax(dim=-1, keepdim=True),
+            "You kept patches above a share of the largest weight. Wanted are the fewest that together hold "
+            "the share.",
+        ),
+        "not of the row's sum": Mistake(
+            _not_of_the_row,
+            "Rows need not sum to one: the share is of each row's own sum.",
+        ),
+        "inverted": Mistake(
+            lambda weights, keep: ~attention_masks(weights, keep),
+            "These are the patches that were not kept.",
+        ),
+    },
+)
+
+
+def _masks(*shape: int, share: float = 0.4) -> Tensor:
+    return torch.rand(*shape, generator=_generator) < share
+
+
+def _overlap(found: Tensor, truth: Tensor, empty: float = 1.0, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
+    both, either = (found & truth).sum(dim=dims), (found | truth).sum(dim=dims)
+    return torch.where(either > 0, both / either.clamp(min=1), empty)
+
+
+def _dice(found: Tensor, truth: Tensor) -> Tensor:
+    iou = jaccard(found, truth)
+    return 2 * iou / (1 + iou)
+
+
+def _counted(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    return (found & truth).sum(dim=(-2, -1)), (found | truth).sum(dim=(-2, -1))
+
+
+_SOME = _masks(3, 4, 5)
+_SOME[1] = False
+
+JACCARD = Exercise(
+    name="jaccard",
+    solution=jaccard,
+    cases=(
+        (_masks(4, 3, 5), _masks(4, 3, 5)),
+        (_masks(2, 3, 4, 4), _masks(2, 1, 4, 4)),
+        (_SOME, _SOME & _masks(3, 4, 5, share=0.6)),
+    ),
+    praise="One number for each pair of masks, and 1 where there is nothing to find and nothing was found.",
+    mistakes={
+        "dice": Mistake(
+            _dice,
+            "This is the Dice index, twice the intersection by the sum of both areas. Jaccard divides by the "
+            "union.",
+        ),
+        "precision": Mistake(
+            lambda found, truth: torch.where(
+                _counted(found, truth)[1] > 0,
+                (found & truth).sum(dim=(-2, -1)) / found.sum(dim=(-2, -1)).clamp(min=1),
+                1.0,
+            ),
+            "You divided by the size of what was found: that is precision. A tiny mask inside the object "
+            "would be perfect. Divide by the union.",
+        ),
+        "recall": Mistake(
+            lambda found, truth: torch.where(
+                _counted(found, truth)[1] > 0,
+                (found & truth).sum(dim=(-2, -1)) / truth.sum(dim=(-2, -1)).clamp(min=1),
+                1.0,
+            ),
+            "You divided by the size of the object: that is recall. A mask of the whole picture would be "
+            "perfect. Divide by the union.",
+        ),
+        "accuracy": Mistake(
+            lambda found, truth: (found == truth).double().mean(dim=(-2, -1)),
+            "This is the share of pixels on which the masks agree, mostly background. Leave out the pixels "
+            "that are in neither.",
+        ),
+        "all pictures at once": Mistake(
+            lambda found, truth: _overlap(found, truth, dims=tuple(range(max(found.ndim, truth.ndim)))),
+            "You summed over all pictures: one number came out. Wanted is one for each: sum over the last "
+            "two axes.",
+        ),
+        "empty is no number": Mistake(
+            lambda found, truth: _overlap(found, truth, empty=float("nan")),
+            "Where both masks are empty you divide zero by zero. They agree: 1.",
+        ),
+        "empty is zero": Mistake(
+            lambda found, truth: _overlap(found, truth, empty=0.0),
+            "Two empty masks got 0. They agree: 1.",
+        ),
+        "one minus": Mistake(
+            lambda found, truth: 1 - jaccard(found, truth),
+            "This is the Jaccard distance, one minus the index.",
+        ),
+    },
+)
+
+
+# ---- practise: neighbour_purity ----------------------------------------------------------------------------
 
 
 def neighbour_purity(features: Tensor, labels: Tensor, k: int) -> float:
@@ -68,8 +777,7 @@ NEIGHBOUR_PURITY = Exercise(
     solution=neighbour_purity,
     cases=((*_blobs(0, 40, 6, 4), 5), (*_blobs(1, 30, 4, 3), 3), (*_blobs(2, 50, 8, 5), 7)),
     praise=(
-        "No training, no test set, and nobody was his own neighbour: the cheapest honest question to "
-        "features."
+        "No training, no test set, and no picture was its own neighbour: the cheapest measure of features."
     ),
     mistakes={
         "itself among the neighbours": Mistake(
@@ -118,7 +826,7 @@ NEIGHBOUR_PURITY = Exercise(
 )
 
 
-# -------------------------------------------------------------------------------------- voc_average_precision
+# ---- practise: voc_average_precision -----------------------------------------------------------------------
 
 
 def _ranks(hits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -127,12 +835,12 @@ def _ranks(hits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found / torch.arange(1, len(hits) + 1), found / count
 
 
-def _eleven(precision: Tensor, recall: Tensor, questions: int = 11) -> float:
+def _eleven(precision: Tensor, recall: Tensor, recalls: int = 11) -> float:
     best = [
         max(precision[recall >= wanted / 10 - 1e-6].tolist(), default=0.0)
-        for wanted in range(11 - questions, 11)
+        for wanted in range(11 - recalls, 11)
     ]
-    return sum(best) / questions
+    return sum(best) / recalls
 
 
 def voc_average_precision(hits: Tensor, count: int) -> float:
@@ -155,8 +863,8 @@ def _mean_at_hits(hits: Tensor, count: int) -> float:
     return (precision * hits).sum().item() / count
 
 
-def _ten_questions(hits: Tensor, count: int) -> float:
-    return _eleven(*_ranks(hits, count), questions=10)
+def _ten_recalls(hits: Tensor, count: int) -> float:
+    return _eleven(*_ranks(hits, count), recalls=10)
 
 
 def _skips_unreached(hits: Tensor, count: int) -> float:
@@ -183,7 +891,7 @@ VOC_AVERAGE_PRECISION = Exercise(
     solution=voc_average_precision,
     cases=((_hits("1010"), 3), (_hits("0110010"), 5), (_hits("1101101"), 10), (_hits("01"), 1)),
     praise=(
-        "Eleven questions to a staircase. COCO asks 101, and the numbers differ: say which one you report."
+        "PASCAL's mean over eleven recalls. COCO takes 101, and the numbers differ: say which one you report."
     ),
     mistakes={
         "recall over the detected": Mistake(
@@ -197,7 +905,7 @@ VOC_AVERAGE_PRECISION = Exercise(
             _first_rank,
             says=(
                 "You took the precision at the first rank that reaches the recall. Wanted is the best at "
-                "that rank or any later one: the staircase never climbs to the right."
+                "that rank or any later one, which never grows with the recall."
             ),
         ),
         "mean precision at the hits": Mistake(
@@ -207,8 +915,8 @@ VOC_AVERAGE_PRECISION = Exercise(
                 "it at eleven fixed recalls, 0, 0.1 … 1."
             ),
         ),
-        "ten questions": Mistake(
-            _ten_questions,
+        "ten recalls": Mistake(
+            _ten_recalls,
             says=(
                 "You took ten recalls. From 0 to 1 in steps of 0.1 there are eleven: recall 0 is one of them."
             ),
@@ -220,7 +928,7 @@ VOC_AVERAGE_PRECISION = Exercise(
                 "half cannot get full marks."
             ),
         ),
-        "101 questions": Mistake(
+        "101 recalls": Mistake(
             _hundred_and_one,
             says="That is COCO's number, from 101 recalls. VOC took eleven: 0, 0.1 … 1.",
         ),
@@ -228,7 +936,7 @@ VOC_AVERAGE_PRECISION = Exercise(
 )
 
 
-# ----------------------------------------------------------------------------------------------- ridge_scores
+# ---- practise: ridge_scores --------------------------------------------------------------------------------
 
 
 def ridge_scores(
@@ -298,7 +1006,7 @@ RIDGE_SCORES = Exercise(
     cases=(_ridge_case(0, 40, 9, 5, 3, 0.1), _ridge_case(1, 60, 12, 7, 4, 0.5)),
     praise=(
         "A linear probe in one line of algebra. Its largest score names the class, and the test pictures "
-        "were never asked for a mean."
+        "gave nothing to the mean."
     ),
     mistakes={
         "no penalty": Mistake(
@@ -333,7 +1041,7 @@ RIDGE_SCORES = Exercise(
             _test_mean,
             says=(
                 "The test pictures were centred by their own mean. That is a small leak: what one picture "
-                "gets must not depend on the others that are asked with it. Use the training mean."
+                "gets must not depend on the others beside it. Use the training mean."
             ),
         ),
         "scores of the training pictures": Mistake(
@@ -344,4 +1052,14 @@ RIDGE_SCORES = Exercise(
 )
 
 
-EXERCISES: list[Exercise] = [NEIGHBOUR_PURITY, VOC_AVERAGE_PRECISION, RIDGE_SCORES]
+EXERCISES: list[Exercise] = [
+    EXTRACT_FEATURES,
+    KNN_ACCURACY,
+    LOGISTIC_REGRESSION,
+    EFFECTIVE_RANK,
+    ATTENTION_MASKS,
+    JACCARD,
+    NEIGHBOUR_PURITY,
+    RIDGE_SCORES,
+    VOC_AVERAGE_PRECISION,
+]

@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import attention, cait, distillation, max_vit, patching, start, training, vit, xcit
+from . import attention, cait, distillation, evaluation, max_vit, patching, start, training, vit, xcit
 from .shared import (
     COLOURS,
     DASHES,
@@ -31,6 +31,7 @@ __all__ = [
     "curves",
     "distillation",
     "draw_image",
+    "evaluation",
     "gallery",
     "heatmap",
     "image_element",
