@@ -206,7 +206,6 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         f"--port={port}",
         "--no-browser",
         "--allow-root",
-        "--LabApp.news_url=None",  # as `make lab` does
     ]
     command += [
         f"--ServerApp.root_dir={folder}",

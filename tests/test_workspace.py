@@ -1,5 +1,6 @@
 """The learner's copies: made once, never touched again."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import nbformat
 import pytest
 from layout import ROOT
 from support.links import link
-from workspace import copy_missing, fresh_copy, outdated
+from workspace import answer_news, copy_missing, fresh_copy, outdated
 
 
 @pytest.fixture
@@ -187,3 +188,13 @@ def test_a_copy_that_is_no_notebook_is_not_judged(folders, text):
     copy_missing(notebooks, work)
     (work / "02_attention.ipynb").write_text(text, encoding="utf-8")
     assert outdated(notebooks, work) == []
+
+
+def test_jupyterlab_does_not_ask_about_news_and_keeps_settings_that_are_there(tmp_path):
+    settings = tmp_path / "settings" / "overrides.json"
+    answer_news(settings)
+    answers = json.loads(settings.read_text(encoding="utf-8"))
+    assert answers == {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+    settings.write_text("{}", encoding="utf-8")
+    answer_news(settings)
+    assert settings.read_text(encoding="utf-8") == "{}"

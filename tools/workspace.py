@@ -5,7 +5,9 @@ python tools/workspace.py --fresh 02    put a fresh copy of lesson 02 beside the
 """
 
 import argparse
+import contextlib
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -97,6 +99,20 @@ def copy(source: Path, target: Path) -> Path:
     return target
 
 
+def answer_news(settings: Path) -> None:
+    """Answer before it is asked what JupyterLab asks at its first start, whether it may fetch news: no.
+
+    Args:
+        settings: the file of JupyterLab's own defaults; one that is there stays as it is.
+    """
+    if not settings.exists():
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(
+            json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}),
+            encoding="utf-8",
+        )
+
+
 def main() -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -112,6 +128,8 @@ def main() -> int:
             new_copy = fresh_copy(arguments.fresh, notebooks, work).relative_to(ROOT)
             print(f"A fresh copy is in {new_copy}; your own copies are as they were.")
         else:
+            with contextlib.suppress(OSError):  # of a Python that may not be written to: then it asks
+                answer_news(Path(sys.prefix, "share", "jupyter", "lab", "settings", "overrides.json"))
             new = copy_missing(notebooks, work)
             print(f"New in work/: {len(new)} notebooks. Copies that were there are as you left them.")
             for copied in outdated(notebooks, work):
