@@ -202,7 +202,8 @@ def test_make_test_is_strict_and_one_thread_per_worker(make):
 
 def test_make_quick_leaves_out_the_notebooks_and_what_is_slow(make):
     commands = make("-n", "quick")[0].stdout
-    assert "tools/export.py --check" in commands and 'pytest tests -m "not slow and not soak" -p no:nbval' in commands
+    assert "tools/export.py --check" in commands
+    assert 'pytest tests -m "not slow and not soak" -p no:nbval' in commands
 
 
 def test_lab_stays_on_this_machine_with_its_token(make):
