@@ -189,9 +189,15 @@ def weights(**tensors: torch.Tensor | None) -> Callable[[Path], None]:
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "can be read.*config.json"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "can be read.*model.safetensors"),
-    "text": (lambda folder: (folder / "config.json").write_text("hello"), "can be read"),
-    "list": (lambda folder: (folder / "config.json").write_text("[]"), "holds a model of another library"),
-    "text as weights": (lambda folder: (folder / "model.safetensors").write_text("hello"), "can be read"),
+    "text": (lambda folder: (folder / "config.json").write_text("hello", encoding="utf-8"), "can be read"),
+    "list": (
+        lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"),
+        "holds a model of another library",
+    ),
+    "text as weights": (
+        lambda folder: (folder / "model.safetensors").write_text("hello", encoding="utf-8"),
+        "can be read",
+    ),
     "another class": (change(**{"class": "CaiT"}), "holds a CaiT, not a ViT of the course"),
     "no class": (change(**{"class": "away"}), "holds a model of another library, not a ViT of the course"),
     "unknown key": (change(colour=3, size=4), "a ViT has no argument colour, size"),

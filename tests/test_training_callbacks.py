@@ -141,7 +141,7 @@ def test_tqdm_is_needed_for_a_bar_only() -> None:
     program = """
 import sys
 sys.modules["tqdm"] = None
-import torch, vit_course.dino, vit_course.training
+import torch, vit_course.training
 loss = lambda model, batch: model(batch).square().mean()
 vit_course.training.fit(torch.nn.Linear(1, 1), [torch.ones(1, 1)], loss, 2, progress=False)
 try:
