@@ -320,9 +320,10 @@ def small(picture):
 
 if __name__ == "__main__":
     pressed = []
-    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(True))  # held back, as `fit` does
     loader = ImageFolderStream(sys.argv[1], small).loader(2, workers=2, multiprocessing_context=sys.argv[2])
-    print("read", len(list(loader)), flush=True)
+    batches = list(loader)
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(True))  # held back, as `fit` does
+    print("read", len(batches), flush=True)
     while not pressed:
         time.sleep(0.05)
     print("read", len(list(loader)), flush=True)
