@@ -6,7 +6,6 @@ Each row changes one thing from a row above it. Its recipe was chosen on 300 tra
 table is measured on the test digits.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from tables import Table, make, summary
+from tables import Table, command
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from vit_course.distillation import DistillationLoss, DistilledViT
-from vit_course.lab import results
 from vit_course.lab.data import ImageSet, digits, normalise
 from vit_course.training import augment, evaluate, fit
 from vit_course.vit import ViT
@@ -133,15 +131,5 @@ TABLE = Table(
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compute the stored table of lesson 08.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--fresh", action="store_true", help="compute everything again")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    make(TABLE, results.FOLDER / "distillation.json", options.seeds, options.fresh)
-    print(summary("distillation"))
-
-
 if __name__ == "__main__":
-    main()
+    command(TABLE, "distillation", SEEDS, "Compute the stored table of lesson 08.")

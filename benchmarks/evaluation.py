@@ -7,7 +7,6 @@ A network of the zoo learned from scenes of 64 × 64 pixels with light objects; 
 were chosen with seeds from 90 on and other test scenes.
 """
 
-import argparse
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -15,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tables import UNSEEN, Table, make, summary
+from tables import UNSEEN, Table, command
 from torch import Tensor, nn
 
 from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
-from vit_course.lab import results, zoo
+from vit_course.lab import zoo
 from vit_course.lab.data import ImageSet, normalise, shapes
 from vit_course.training import augment, evaluate, fit
 
@@ -133,15 +132,5 @@ TABLE = Table(
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compute the stored table of lesson 09.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--fresh", action="store_true", help="compute everything again")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    make(TABLE, results.FOLDER / "evaluation.json", options.seeds, options.fresh)
-    print(summary("evaluation"))
-
-
 if __name__ == "__main__":
-    main()
+    command(TABLE, "evaluation", SEEDS, "Compute the stored table of lesson 09.")

@@ -363,7 +363,7 @@ BOARD = Board(
         ),
         *(Cost(name) for name in MODELS),
         # Is reach beyond a model, or does it learn it late?
-        *(entry("reach, long", name, **REACH | {"steps": 4000}) for name in (VIT, "CaiT", CNN)),
+        *(entry(leaderboard.LONGER, name, **REACH | {"steps": 4000}) for name in (VIT, "CaiT", CNN)),
         *(
             entry("learning rate", name, **SHAPES | {"steps": SWEEP_STEPS, "lr": lr, "validation": True})
             for name in ORDER

@@ -6,7 +6,6 @@ Measured on 2,000 training scenes of the easy level set aside, with the recipe o
 "instead: …" change one thing each and have one seed: they look for what makes windows late, no more.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from tables import Table, make, summary
+from tables import Table, command
 from torch import Tensor, nn
 
-from vit_course.lab import results
 from vit_course.lab.data import ImageSet, normalise, shapes
 from vit_course.max_vit import MaxViT, MBConv, WindowTransformerBlock
 from vit_course.patching import ConvStem
@@ -183,15 +181,5 @@ TABLE = Table(
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compute the stored table of lesson 07.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--fresh", action="store_true", help="compute everything again")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    make(TABLE, results.FOLDER / "max_vit.json", options.seeds, options.fresh)
-    print(summary("max_vit"))
-
-
 if __name__ == "__main__":
-    main()
+    command(TABLE, "max_vit", (0, 1, 2), "Compute the stored table of lesson 07.")

@@ -4,6 +4,7 @@ A row is one training or one measurement with its recipe: all that its numbers d
 stored as soon as it is there, and one that is stored is not computed again unless its recipe has changed.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -121,6 +123,24 @@ def make(table: Table, path: Path, seeds: Sequence[int] = (0, 1, 2), fresh: bool
         numbers = {key: round(value, 4) for key, value in task.run(seed).items()}
         rows.append({"name": task.name, "seed": seed, **numbers, "recipe": of_job})
         write(path, table.title, rows)
+
+
+def command(table: Table, name: str, seeds: Sequence[int], description: str) -> None:
+    """The command line of a script that makes one table.
+
+    Args:
+        table: what rows there should be.
+        name: of the stored table.
+        seeds: of the rows that have several, unless the command names others.
+        description: what --help says.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--fresh", action="store_true", help="compute everything again")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    make(table, results.FOLDER / f"{name}.json", options.seeds, options.fresh)
+    print(summary(name))
 
 
 def summary(name: str) -> str:

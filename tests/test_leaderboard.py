@@ -133,3 +133,11 @@ def test_a_table_that_is_not_whole_is_shown_as_far_as_it_goes(monkeypatch):
     monkeypatch.setattr(leaderboard.results, "load", lambda name: {"rows": []})
     assert "Shapes (chance 10): not measured." in leaderboard.alt()
     assert leaderboard.figure() is not None
+
+
+def test_reach_with_more_steps_is_no_column():
+    longer = leaderboard.rows(leaderboard.LONGER)
+    assert leaderboard.LONGER not in leaderboard.TASKS
+    assert [(row["name"], row["steps"]) for row in longer] == [
+        (name, 4000) for name in (board.VIT, "CaiT", board.CNN)
+    ]

@@ -14,6 +14,7 @@ from timm.models import VisionTransformer
 from torch import nn
 from torchvision.models.maxvit import MaxVit
 
+from vit_course import lab
 from vit_course.attention import MultiHeadAttention
 from vit_course.lab.parity import SAME, disagreement, relative_error
 from vit_course.lab.pretrained import adapt, from_timm, from_torchvision
@@ -208,6 +209,8 @@ def test_unknown_models_are_a_type_error(call: Callable, words: str) -> None:
 
 def test_timm_is_only_needed_for_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """timm is not among the course's dependencies: the package, imported anew, can do without."""
+    # An import makes the module an attribute of its package too: afterwards this is the old one again.
+    monkeypatch.setattr(lab, "pretrained", lab.pretrained)
     for module in [name for name in sys.modules if name.startswith("vit_course.lab.pretrained")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "timm", None)

@@ -132,6 +132,15 @@ def factors_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dino_later, "_NAMES", names)
 
 
+def position_of_the_class_token_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = dino_later.with_names_of_timm
+
+    def wrong(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return right(weights) | {"cls_token": weights["cls_token"]}
+
+    monkeypatch.setattr("vit_course.lab.pretrained.dino.with_names_of_timm", wrong)
+
+
 MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (no_positions, "ViT", "transformers"),
     (no_positions, "DINOv2", "transformers"),
@@ -144,6 +153,7 @@ MISTAKES: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (other_places_in_timm, "DINOv3", "the authors' files"),
     (biases_of_values_forgotten, "DINOv3", "the authors' files"),
     (factors_exchanged, "DINOv2", "the authors' files"),
+    (position_of_the_class_token_forgotten, "DINOv2 with registers", "the authors' files"),
 ]
 
 

@@ -83,14 +83,12 @@ class ImageFolderStream(Dataset):
                 raise ValueError(
                     f"{str(self.root)!r} holds {len(found)} class folders; labels need at least two"
                 )
-        chosen = {
-            name: draw_split(paths, split, test_share, seed, name)
-            if labels or len(paths) > 1
-            else paths
-            if split == "train"
-            else []  # one picture of a folder that is no class cannot be split
-            for name, paths in found.items()
-        }
+        chosen = {}
+        for name, paths in found.items():
+            if labels or len(paths) > 1:
+                chosen[name] = draw_split(paths, split, test_share, seed, name)
+            else:  # one picture of a folder that is no class cannot be split
+                chosen[name] = paths if split == "train" else []
         if not any(chosen.values()):
             raise ValueError(
                 f"{str(self.root)!r} holds too few pictures for a split with test_share {test_share}"
