@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -429,6 +430,16 @@ class TestForms:
     def test_refuses_other_numbers_where_the_type_is_the_point(self, wanted, given, kind):
         result = self.exercise(wanted).check(lambda: given)
         assert not result.ok and kind in result.message, result
+
+    def test_an_error_that_is_known_gets_its_sentence(self):
+        exercise = replace(self.exercise(1.0), errors={"out of range": "Take the smaller number."})
+
+        def stumbles():
+            raise RuntimeError("selected index k out of range")
+
+        message = exercise.check(stumbles).message
+        assert "RuntimeError: selected index k out of range" in message
+        assert message.endswith("Take the smaller number.")
 
     @pytest.mark.parametrize(
         "wanted, given, words",

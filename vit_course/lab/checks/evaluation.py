@@ -309,6 +309,9 @@ KNN_ACCURACY = Exercise(
         _knn_case(12, 80, 60, 15, 0.004),
     ),
     praise="Also where fewer than k pictures are known, and where exp(1 / 0.004) would overflow.",
+    errors={
+        "k out of range": "There are fewer training pictures than k: then all vote. Take the smaller number."
+    },
     mistakes={
         "rows not normalised": Mistake(
             _knn(lambda train, test: test @ train.T),

@@ -3,7 +3,7 @@
 import copy
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,7 @@ class Exercise:
             case.
         tolerance: how far, relative to the largest value, a right answer may be off.
         calls: how an answer meets a case: `call` for a function, `forward` for the class of a module.
+        errors: sentences for errors that a mistake ends in, each by words of the error's own message.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Exercise:
     mistakes: dict[str, Mistake]
     tolerance: float = 1e-5
     calls: Callable[[Callable, tuple], Any] = call
+    errors: dict[str, str] = field(default_factory=dict)
 
     def check(self, function: Callable) -> Result:
         """Judge the learner's function.
@@ -126,7 +128,9 @@ class Exercise:
                         False, f"Not answered yet: {self.name} raises NotImplementedError.", NOT_ANSWERED
                     )
                 except (Exception, SystemExit) as error:  # it is told, not raised
-                    return Result(False, f"{self.name} stopped with {type(error).__name__}: {error}")
+                    known = [says for words, says in self.errors.items() if words in str(error)]
+                    words = f"{self.name} stopped with {type(error).__name__}: {error}"
+                    return Result(False, "\n".join([words, *known]))
                 answers.append(_as_wanted(answer, wanted))
             return self._judge(answers, expected)
         except Exception as error:  # an answer of a kind that nobody thought of
