@@ -66,11 +66,12 @@ def _as_scenes(images: ImageSet) -> ImageSet:
 
 @dataclass(frozen=True)
 class Table:
-    """A stored table: `several` rows are computed for each seed, `single` ones for seed 0 only."""
+    """A stored table: `several` rows are computed for each of the seeds, `single` ones for seed 0 only."""
 
     title: str
     several: tuple[Task, ...] = ()
     single: tuple[Task, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     def jobs(self, seeds: Sequence[int]) -> list[tuple[Task, int]]:
         return [(task, 0) for task in self.single] + [(task, seed) for seed in seeds for task in self.several]

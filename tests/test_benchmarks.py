@@ -21,14 +21,16 @@ def two_rows() -> tables.Table:
     short = leaderboard.Training(
         "digits", "ViT", steps=2, crop=0.7, rotation=15.0, flip=False, precision="highest"
     )
-    return tables.Table("Short", several=(short,), single=(results.Baseline("digits", results.PIXELS),))
+    return tables.Table(
+        "Short", several=(short,), single=(leaderboard.Baseline("digits", leaderboard.PIXELS),)
+    )
 
 
 def test_a_stopped_run_goes_on_where_it_was(two_rows, tmp_path, monkeypatch):
     path = tmp_path / "short.json"
     tables.make(two_rows, path, seeds=[0])
     first = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    assert [(row["name"], row["seed"]) for row in first] == [(results.PIXELS, 0), ("ViT", 0)]
+    assert [(row["name"], row["seed"]) for row in first] == [(leaderboard.PIXELS, 0), ("ViT", 0)]
 
     computed = []
     train = leaderboard.Training.run
@@ -58,7 +60,7 @@ def few_scenes(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["DINO", "EsViT"])
 def test_a_run_without_labels_gives_a_whole_row(few_scenes, method):
-    task = results.SelfSupervised("easy", steps=2, method=method)
+    task = results.SelfSupervised("easy", 2, "short", method)
     one, again, other = (task.run(seed) for seed in (0, 0, 1))
     assert one.keys() >= {"accuracy", "linear", "jaccard", "random_accuracy", "random_jaccard", "entropy"}
     assert one.pop("core_s") > 0 and again.pop("core_s") > 0
@@ -70,12 +72,15 @@ def test_fine_tuning_starts_from_the_pretrained_network(few_scenes):
     rows = [task.run(0) for task in (plain, pretrained)]
     assert rows[1]["pretraining_core_s"] > 0 and "pretraining_core_s" not in rows[0]
     assert rows[0]["loss"] != rows[1]["loss"]
+# Tables of which some rows are still to be measured; `make results` goes on with them.
+UNFINISHED = {"leaderboard"}
 
 
 @pytest.mark.parametrize("name", results.TABLES)
 def test_stored_tables_belong_to_today_s_recipes(name):
     table = stored.load(name)
-    wanted = [(tables.recipe(task), seed) for task, seed in results.TABLES[name].jobs((0, 1, 2))]
+    jobs = results.TABLES[name].jobs(results.TABLES[name].seeds)
+    wanted = [(tables.recipe(task), seed) for task, seed in jobs]
     rows = [(row["recipe"], row["seed"]) for row in table["rows"]]
     missing = [row for row in wanted if row not in rows]
     assert not missing, f"run `make results`: {name} lacks {len(missing)} rows"

@@ -141,7 +141,7 @@ def test_teacher_has_neither_gradient_nor_dropout_nor_statistics_of_its_own(name
     (one, first), (other, second) = model(crops), model(crops)
     assert torch.equal(first, second), "dropout is active in the teacher"
     assert not torch.equal(one, other), "dropout is not active in the student"
-    SelfDistillation(DINOLoss(24), spread=1.0)(model, crops)[0].backward()
+    SelfDistillation(DINOLoss(24), koleo=1.0)(model, crops)[0].backward()
     assert not first.requires_grad
     assert all(
         parameter.grad is None and not parameter.requires_grad for parameter in model.teacher.parameters()

@@ -107,7 +107,7 @@ def test_gradients_are_clipped_one_by_one() -> None:
 def whole(seed: int = 0) -> tuple[DINO, SelfDistillation]:
     torch.manual_seed(seed)
     model = DINO(ViT(**SMALL | {"dropout": 0.2}), **HEAD, batch_norm=True)
-    return model, SelfDistillation(DINOLoss(24), spread=1.0)
+    return model, SelfDistillation(DINOLoss(24), koleo=1.0)
 
 
 def test_prototypes_rest_at_first_and_move_later() -> None:
@@ -134,7 +134,7 @@ def test_training_stopped_anywhere_and_resumed_is_the_same(stop: int, tmp_path: 
     history = train(straight, straight_loss)
     resumed, resumed_loss, again = stop_and_resume(whole, stop, tmp_path / "run.pt")
     assert same(straight, resumed) and same(straight_loss, resumed_loss)
-    assert again == history and set(history) == {"loss", "entropy", "kl", "spread", "lr"}
+    assert again == history and set(history) == {"loss", "entropy", "kl", "koleo", "lr"}
     assert resumed_loss.loss.center.abs().sum() > 0
 
 

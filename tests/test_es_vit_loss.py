@@ -272,7 +272,9 @@ def test_loss_is_a_dino_loss_twice() -> None:
 
 
 def test_targets_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One softmax for each view of teacher and student, and one for all whole views of each."""
+    """One softmax for all regions of the teacher, one for each view of the student, and one for all whole
+    views of each.
+    """
     real, shapes = F.log_softmax, []
 
     def counted(logits: Tensor, dim: int) -> Tensor:
@@ -281,7 +283,7 @@ def test_targets_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(F, "log_softmax", counted)
     EsViTLoss(7).with_numbers(*outputs())
-    of_views, of_regions = [(2, 3, 7), (3, 3, 7)], [(3, 5, 7), (3, 4, 7), (3, 5, 7), (3, 4, 7), (3, 2, 7)]
+    of_views, of_regions = [(2, 3, 7), (3, 3, 7)], [(27, 7), (3, 5, 7), (3, 4, 7), (3, 2, 7)]
     assert sorted(shapes) == sorted(of_views + of_regions)
 
 

@@ -18,7 +18,7 @@ from vit_course.lab.data import MEAN, STD, normalise
 from vit_course.lab.parity import relative_error
 from vit_course.lab.pretrained import adapt
 from vit_course.max_vit import MaxViT
-from vit_course.mpp import MPP
+from vit_course.mpp import MPP, patch_changes
 from vit_course.patching import ConvStem, PatchEmbedding
 from vit_course.training import fit
 from vit_course.vit import ViT
@@ -127,6 +127,14 @@ class Dropping(PatchEmbedding):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.drop(super().forward(images))
+
+
+def test_changes_are_those_of_the_middle_patch() -> None:
+    """Of plain patches the middle token alone changes, also where they are not square; a stem's neighbours do."""
+    plain = patch_changes(PatchEmbedding(patch_size=(2, 4), dim=8, channels=2), (2, 4), channels=2)
+    assert plain.shape == (9,) and plain[4] > 0 and plain[torch.arange(9) != 4].abs().max() == 0
+    assert (patch_changes(ConvStem(patch_size=4, dim=8), 4, channels=3) > 0).sum() > 1
+    assert patch_changes(Dropping().train(), 4, channels=3)[torch.arange(9) != 4].max() == 0
 
 
 def test_trying_the_patches_changes_nothing() -> None:

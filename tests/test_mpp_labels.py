@@ -8,7 +8,7 @@ from support.masked import colours, seeded, slow_corrupt, slow_labels, small_mpp
 from support.unlabelled import SMALL
 
 from vit_course.lab.data import MEAN, STD, normalise, photos
-from vit_course.mpp import MPP, corrupt, draw_corruption, mean_colour_labels
+from vit_course.mpp import MPP, corrupt, corruption_from, draw_corruption, mean_colour_labels
 from vit_course.vit import ViT
 
 # ---- the labels --------------------------------------------------------------------------------------------
@@ -154,6 +154,15 @@ def test_images_have_draws_of_their_own_that_repeat() -> None:
     first = draw_corruption(2, 16)
     torch.manual_seed(5)
     assert torch.equal(first.index, draw_corruption(2, 16).index)
+
+
+def test_what_random_numbers_mean_by_hand() -> None:
+    """Five patches, three corrupted: the smallest numbers stand at 3, 1 and 4."""
+    order = torch.tensor([[0.9, 0.2, 0.7, 0.1, 0.3]])
+    chance, shift = torch.tensor([[0.85, 0.79, 0.95]]), torch.tensor([[4, 1, 2]])
+    index, source, is_masked = corruption_from(order, chance, shift, 0.8, 0.1)
+    assert index.tolist() == [[3, 1, 4]] and is_masked.tolist() == [[False, True, False]]
+    assert source.tolist() == [[2, 1, 4]]  # 3 + 4 in a circle of five; the others are not exchanged
 
 
 def test_corrupt_is_the_slow_loop() -> None:

@@ -392,8 +392,8 @@ def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     run(small_vit(), loss=CentredLoss(), checkpoint=path)
     cases = [
-        ({"steps": STEPS + 1}, "steps=13, seed=0; this one has steps=14"),
-        ({"seed": 4}, "this one has steps=13, seed=4"),
+        ({"steps": STEPS + 1}, "is of a run with steps=13; this one has steps=14"),
+        ({"seed": 4}, "with seed=0; this one has seed=4"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 3))}, "another model"),
     ]
     for changes, words in cases:

@@ -17,8 +17,7 @@ from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, distributed, nn
 
 from vit_course.max_vit import Pyramid
 from vit_course.patching import require_at_least, require_between, require_floats, require_images
@@ -32,10 +31,15 @@ __all__ = [
     "MultiCropWrapper",
     "DINO",
     "require_temperatures",
+    "next_center",
+    "sinkhorn_knopp",
+    "require_centring",
+    "teacher_target",
+    "log_targets",
     "dino_loss",
     "require_finite",
     "DINOLoss",
-    "uniformity",
+    "KoLeo",
     "SelfDistillation",
     "DINOSchedule",
     "dino_schedules",
@@ -401,9 +405,136 @@ def require_temperatures(**temperatures: float) -> None:
     require_between(1e-6, 1e6, **temperatures)
 
 
-def _log_targets(teacher: Tensor, center: Tensor, teacher_temp: float) -> Tensor:
-    """The targets: the teacher's logits (g, b, k), centred and sharpened, as log-probabilities."""
-    return F.log_softmax((teacher - center) / teacher_temp, dim=-1)
+def _all_reduce(values: Tensor, operation: str) -> Tensor:
+    """Values of every process of torch.distributed, put together by "SUM" or "MAX"; where none runs, the
+    values themselves.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values
+    values = values.clone()  # all_reduce writes into what it is given
+    distributed.all_reduce(values, getattr(distributed.ReduceOp, operation))
+    return values
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of such values of all processes of torch.distributed; where none runs, the values."""
+    return _all_reduce(values, "SUM")
+
+
+def next_center(teacher: Tensor, center: Tensor, center_momentum: float = 0.9) -> Tensor:
+    """The center for the next step: the old one, moved towards the mean of the teacher's raw logits.
+
+    Args:
+        teacher: logits (…, k), of every process where torch.distributed runs.
+        center: (k,).
+        center_momentum: share of the old center in the new one.
+
+    Returns:
+        (k,), in float32 at least.
+
+    Source: Caron et al. 2021, equation 4.
+
+    Built in lesson 10.
+    """
+    rows = teacher.detach().flatten(0, -2)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    count = _sum_over_processes(rows.new_tensor(float(len(rows))))
+    moved = torch.lerp(_sum_over_processes(rows.sum(dim=0)) / count, center.to(rows.dtype), center_momentum)
+    return moved.to(torch.promote_types(center.dtype, torch.float32))
+
+
+def _log_sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
+    """`sinkhorn_knopp` as log-probabilities, in which nothing overflows."""
+    log_q = logits / temperature  # (n, k)
+    for _ in range(iterations):
+        largest = _all_reduce(log_q.amax(dim=0), "MAX")
+        log_q = log_q - largest  # columns: every prototype is given as much, over all processes
+        log_q = log_q - _sum_over_processes(log_q.exp().sum(dim=0)).log()
+        log_q = F.log_softmax(log_q, dim=1)  # rows: every sample gives 1
+    return log_q
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Targets that use all prototypes alike: exp(logits / temperature), in turn scaled to equal sums for
+    every prototype, and to the sum 1 for every sample.
+
+    Samples come last, so that each target is a distribution. Where torch.distributed runs, a prototype's sum
+    is over the samples of all processes.
+
+    Args:
+        logits: of the teacher (n, k), not divided by the temperature.
+        temperature: the teacher's, above 0.
+        iterations: how often each of the two is done; they do not converge in 3, and are not meant to.
+
+    Returns:
+        Targets (n, k): rows sum to 1, columns nearly to n / k. In float32 at least, without gradient.
+
+    Raises:
+        ValueError: for logits of another shape, and numbers out of range.
+        TypeError: for anything but a tensor of floats.
+
+    Source: Oquab et al. 2023 (DINOv2), section 4, after Caron et al. 2020 (SwAV) and Cuturi 2013.
+
+    Built in lesson 10.
+    """
+    require_floats("logits", logits, "n k")
+    require_temperatures(temperature=temperature)
+    require_at_least(1, iterations=iterations)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _log_sinkhorn(logits, temperature, iterations).exp()
+
+
+def require_centring(centring: str) -> None:
+    """Raise a ValueError unless it is "mean" or "sinkhorn".
+
+    Built in lesson 10.
+    """
+    if centring not in ("mean", "sinkhorn"):
+        raise ValueError(f"centring must be 'mean' or 'sinkhorn', got {centring!r}")
+
+
+def _log_centred(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """`teacher_target` as log-probabilities."""
+    return F.log_softmax((teacher - center) / temperature, dim=-1)
+
+
+def teacher_target(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """What the teacher asks for: its logits without their center, sharpened.
+
+    Args:
+        logits: of the teacher (…, k).
+        center: (k,), a running mean of such logits.
+        temperature: the teacher's, above 0; the lower, the sharper.
+
+    Returns:
+        Probabilities (…, k), each row summing to 1.
+
+    Source: Caron et al. 2021, equation 1 and section 3.1.
+
+    Built in lesson 10.
+    """
+    return _log_centred(logits, center, temperature).exp()
+
+
+def log_targets(teacher: Tensor, center: Tensor, teacher_temp: float, centring: str = "mean") -> Tensor:
+    """What the teacher asks for, as log-probabilities.
+
+    Args:
+        teacher: logits (…, k), in float32 at least.
+        center: (k,), subtracted by the centring "mean".
+        teacher_temp: the temperature, above 0.
+        centring: "mean" for a softmax of the logits without their center, "sinkhorn" for `sinkhorn_knopp` of
+            all rows together.
+
+    Returns:
+        (…, k), whose exponentials sum to 1.
+
+    Built in lesson 10.
+    """
+    if centring == "mean":
+        return _log_centred(teacher, center, teacher_temp)
+    return _log_sinkhorn(teacher.flatten(0, -2), teacher_temp, iterations=3).view_as(teacher)
 
 
 def _entropy(log_targets: Tensor) -> Tensor:
@@ -418,6 +549,7 @@ def dino_loss(
     student_temp: float = 0.1,
     teacher_temp: float = 0.04,
     center_momentum: float = 0.9,
+    centring: str = "mean",
 ) -> tuple[Tensor, Tensor]:
     """How far the student is from the teacher, over all pairs of different views.
 
@@ -432,6 +564,8 @@ def dino_loss(
         student_temp: the student's temperature, above 0.
         teacher_temp: the teacher's, above 0.
         center_momentum: share of the old center in the new one.
+        centring: "mean", or "sinkhorn" for targets by `sinkhorn_knopp` of all global views together; the
+            center then has no part, and stays.
 
     Returns:
         The loss, a scalar, and the center for the next step: the old one moved towards the mean of the
@@ -442,11 +576,13 @@ def dino_loss(
             finite, naming the view.
         TypeError: for anything but tensors of floats.
 
-    Source: Caron et al. 2021, equations 1 to 4.
+    Source: Caron et al. 2021, equations 1 to 4; Oquab et al. 2023 for Sinkhorn-Knopp centring.
 
     Built in lesson 10.
     """
-    loss, _, new_center = _compare(student, teacher, center, student_temp, teacher_temp, center_momentum)
+    loss, _, new_center = _compare(
+        student, teacher, center, student_temp, teacher_temp, center_momentum, centring
+    )
     return loss, new_center
 
 
@@ -457,6 +593,7 @@ def _compare(
     student_temp: float,
     teacher_temp: float,
     center_momentum: float,
+    centring: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of `dino_loss`, the mean entropy of its targets, and the center for the next step."""
     require_floats("student", student, "v b k")
@@ -464,6 +601,7 @@ def _compare(
     require_floats("center", center, "k")
     require_temperatures(student_temp=student_temp, teacher_temp=teacher_temp)
     require_between(0, 1, center_momentum=center_momentum)
+    require_centring(centring)
     (views, b, k), global_views = student.shape, teacher.shape[0]
     if views < 2 or not 1 <= global_views <= views:
         raise ValueError(
@@ -478,17 +616,17 @@ def _compare(
 
     precision = torch.promote_types(student.dtype, torch.float32)  # sums of bfloat16 logits are float32
     teacher = teacher.detach().to(precision)
-    log_targets = _log_targets(teacher, center, teacher_temp)
+    log_q = log_targets(teacher, center, teacher_temp, centring)
     log_probabilities = F.log_softmax(student.to(precision) / student_temp, dim=-1)
     pairs = torch.stack(
-        [-(target * log_probabilities).sum(dim=-1).mean(dim=-1) for target in log_targets.exp()]
+        [-(target * log_probabilities).sum(dim=-1).mean(dim=-1) for target in log_q.exp()]
     )  # (g, v)
     same_view = torch.eye(global_views, views, dtype=torch.bool, device=pairs.device)
     loss = pairs.masked_fill(same_view, 0).sum() / (global_views * (views - 1))
-    new_center = torch.lerp(teacher.mean(dim=(0, 1)), center.to(precision), center_momentum)
+    new_center = next_center(teacher, center, center_momentum) if centring == "mean" else center
     logits = {"student logits": student, "teacher logits": teacher}
     require_finite("DINO loss", [loss, new_center], logits)
-    return loss, _entropy(log_targets), new_center.to(torch.promote_types(center.dtype, torch.float32))
+    return loss, _entropy(log_q), new_center
 
 
 def require_finite(
@@ -528,6 +666,10 @@ class DINOLoss(nn.Module):
         student_temp: the student's temperature.
         teacher_temp: the teacher's; a buffer too, since it has a schedule.
         center_momentum: share of the old center in the new one.
+        centring: "mean", or "sinkhorn" for targets by `sinkhorn_knopp` of all global views together, as in
+            DINOv2; the center then stays.
+
+    Where torch.distributed runs, the mean and the sums of Sinkhorn and Knopp are over all processes.
 
     Shape: student logits (v, b, k) and teacher logits (g, b, k) -> loss, a scalar.
 
@@ -536,7 +678,7 @@ class DINOLoss(nn.Module):
             then the old one.
         TypeError: for logits of another kind.
 
-    Source: Caron et al. 2021, section 3.1.
+    Source: Caron et al. 2021, section 3.1; Oquab et al. 2023 for Sinkhorn-Knopp centring.
 
     Built in lesson 10.
     """
@@ -550,12 +692,14 @@ class DINOLoss(nn.Module):
         student_temp: float = 0.1,
         teacher_temp: float = 0.04,
         center_momentum: float = 0.9,
+        centring: str = "mean",
     ) -> None:
         super().__init__()
         require_at_least(1, out_dim=out_dim)
         require_temperatures(student_temp=student_temp, teacher_temp=teacher_temp)
         require_between(0, 1, center_momentum=center_momentum)
-        self.student_temp, self.center_momentum = student_temp, center_momentum
+        require_centring(centring)
+        self.student_temp, self.center_momentum, self.centring = student_temp, center_momentum, centring
         self.register_buffer("center", torch.zeros(out_dim))
         self.register_buffer("teacher_temp", torch.tensor(float(teacher_temp)))
 
@@ -584,9 +728,10 @@ class DINOLoss(nn.Module):
         """The loss, the mean entropy of its targets, and the center for the next step, not yet set."""
         return _compare(student, teacher, *self.settings())
 
-    def settings(self) -> tuple[Tensor, float, float, float]:
-        """Center, temperatures and momentum, in the order in which `dino_loss` takes them."""
-        return self.center, self.student_temp, self.teacher_temp.item(), self.center_momentum
+    def settings(self) -> tuple[Tensor, float, float, float, str]:
+        """Center, temperatures, momentum and centring, in the order in which `dino_loss` takes them."""
+        temperatures = self.student_temp, self.teacher_temp.item()
+        return self.center, *temperatures, self.center_momentum, self.centring
 
     def move_center(self, center: Tensor) -> None:
         """Set the center for the next step (k,); in evaluation mode it stays."""
@@ -595,7 +740,7 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def entropy(self, teacher: Tensor) -> Tensor:
-        """Mean entropy of the targets that teacher logits (g, b, k) make with the present center: 0 where
+        """Mean entropy of the targets that teacher logits (g, b, k) make, with the present center: 0 where
         each target is one prototype, log K where they are uniform.
         """
         if teacher.shape[-1:] != self.center.shape:
@@ -603,38 +748,46 @@ class DINOLoss(nn.Module):
                 f"the center has one number for each prototype: got {self.center.shape[0]} for logits of "
                 f"shape {tuple(teacher.shape)}"
             )
-        return _entropy(_log_targets(teacher, self.center, self.teacher_temp.item()))
+        return _entropy(log_targets(teacher, self.center, self.teacher_temp.item(), self.centring))
 
 
-def uniformity(features: Tensor) -> Tensor:
-    """How close together the directions of a batch lie: the logarithm of the mean, over all pairs of images
-    (or of regions) of a view, of exp(-2 · squared distance), each direction scaled to length 1.
+class KoLeo(nn.Module):
+    """Keeps the pictures of a batch apart: minus the mean logarithm of the distance from each direction to
+    its nearest neighbour.
 
-    Args:
-        features: (v, b, d).
+    It estimates, up to constants, minus the entropy of the features on the sphere (Kozachenko and Leonenko).
+    The choice of a neighbour has no gradient, both ends of the distance have. Over several processes each
+    one compares its own pictures, as in DINOv2. Nearest neighbours come nearer in larger batches: compare
+    its values at equal b.
 
-    Returns:
-        The mean over views, a scalar: 0 where all images of a view have one direction, about -4 where they
-        fill a sphere of many dimensions.
+    Shape: features (b, d), any lengths -> a scalar, in float32 at least.
 
     Raises:
-        ValueError: for features of another shape, and for a single image, which is no pair.
+        ValueError: for features of another shape, and for a single picture, which has no neighbour.
         TypeError: for anything but a tensor of floats.
 
-    Source: Wang and Isola 2020, L_uniform with t = 2.
+    Source: Sablayrolles et al. 2019, section 3; Oquab et al. 2023, section 4.
 
     Built in lesson 10.
     """
-    require_floats("features", features, "v b d")
-    images = features.shape[1]
-    if images < 2:
-        raise ValueError(f"uniformity is of pairs of images: got shape {tuple(features.shape)}")
-    precision = torch.promote_types(features.dtype, torch.float32)  # also where features are bfloat16
-    directions = F.normalize(features.to(precision), dim=-1)
-    closeness = 4 * directions @ directions.mT - 4  # -2 · squared distance, without a root
-    with_itself = torch.eye(images, dtype=torch.bool, device=features.device)
-    sums = closeness.masked_fill(with_itself, -math.inf).logsumexp(dim=(1, 2))
-    return sums.mean() - math.log(images * (images - 1))
+
+    EPS = 1e-8
+
+    def forward(self, features: Tensor) -> Tensor:
+        require_floats("features", features, "b d")
+        if len(features) < 2:
+            raise ValueError(
+                "KoLeo needs two pictures or more, one is its own neighbour: got features of shape "
+                f"{tuple(features.shape)}"
+            )
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            directions = F.normalize(features, dim=1, eps=self.EPS)
+            with torch.no_grad():
+                cosines = directions @ directions.T  # (b, b)
+                nearest = cosines.fill_diagonal_(-math.inf).argmax(dim=1)
+            distances = F.pairwise_distance(directions, directions[nearest], eps=self.EPS)
+            return -(distances + self.EPS).log().mean()
 
 
 _Part = TypeVar("_Part", bound=nn.Module)
@@ -657,70 +810,92 @@ class SelfDistillation(nn.Module):
 
     Args:
         loss: a DINOLoss, or an EsViTLoss for an EsViT; a checkpoint of `fit` then holds its centers.
-        spread: the weight of `uniformity` of the directions in which the student's heads send their features;
-            the paper has none. The head for views counts view by view, EsViT's head for regions by at most
-            1,024 regions of all views together; the mean of both.
+        koleo: the weight of `KoLeo` of the student's two global crops, each on its own, summed over both.
+            DINOv2 has 0.1, DINO none.
+        koleo_at: "features", which the head is given, as DINOv2 has it; or "bottleneck", what the head
+            compares with its prototypes. EsViT's head for regions is left alone.
+        crop: images (b, c, h, w) -> crops, such as a MultiCrop, for batches of images. It draws from the
+            random state, which `fit` seeds and keeps in a checkpoint.
 
     Shape: a model and its crops, v tensors (b, c, h, w) -> the loss, a scalar, and its numbers: {"entropy",
-    "kl"}, more for EsViT, and "spread" where it has a weight.
+    "kl"}, more for EsViT, and "koleo" where it has a weight. With `crop`: a model and images, as a tensor or
+    in a list. Labels beside crops or images, as a DataLoader gives them, are left out.
 
     Raises:
-        ValueError: for a weight out of range, and what model and loss raise.
+        ValueError: for a weight out of range or another place, and what model and loss raise.
         TypeError: for a loss of another kind, or one that is not for this model.
+
+    Source: Oquab et al. 2023, section 4, and their code for place and sum.
 
     Built in lesson 10.
     """
 
-    def __init__(self, loss: nn.Module, spread: float = 0.0) -> None:
+    def __init__(
+        self,
+        loss: nn.Module,
+        koleo: float = 0.0,
+        koleo_at: str = "features",
+        crop: Callable[[Tensor], Sequence[Tensor]] | None = None,
+    ) -> None:
         super().__init__()
-        require_between(0, 1e6, spread=spread)
+        require_between(0, 1e6, koleo=koleo)
+        if koleo_at not in ("features", "bottleneck"):
+            raise ValueError(f"koleo_at must be 'features' or 'bottleneck', got {koleo_at!r}")
         if not isinstance(loss, _LossWithNumbers):
             raise TypeError(f"loss must be a DINOLoss or an EsViTLoss, got {loss!r}"[:200])
-        self.loss, self.spread = loss, spread
+        if crop is not None and not callable(crop):
+            raise TypeError(f"crop must be a function of images, such as a MultiCrop, got {crop!r}")
+        self.loss, self.koleo, self.koleo_at, self.crop = loss, koleo, koleo_at, crop
 
-    def forward(self, model: DINO, crops: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        if not self.spread:
+    def forward(self, model: nn.Module, batch: Tensor | Sequence[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        crops = self._crops(batch)
+        if not self.koleo:
             return self.loss.with_numbers(*model(crops))
-        if not isinstance(model, DINO):
-            raise TypeError(f"spread is of the heads of a DINO or an EsViT, got {type(model).__name__}")
-        with _record_directions(model.student) as directions:
+        with _record_head(_find_dino(model, "koleo is of the student of")) as recorded:
             answers = model(crops)
-        of_views = directions.pop(model.student.head).unflatten(0, (len(crops), -1))
-        of_regions = [_at_most(1024, rows)[None] for rows in directions.values()]
-        spread = torch.stack([uniformity(rows) for rows in (of_views, *of_regions)]).mean()
+        of_global_crops = recorded[self.koleo_at].unflatten(0, (len(crops), -1))[:2]
+        koleo = torch.stack([KoLeo()(of_crop) for of_crop in of_global_crops]).sum()
         loss, numbers = self.loss.with_numbers(*answers)  # last: a refused call must not move the center
-        return loss + self.spread * spread, numbers | {"spread": spread.detach()}
+        return loss + self.koleo * koleo, numbers | {"koleo": koleo.detach()}
+
+    def _crops(self, batch: Tensor | Sequence[Any]) -> Sequence[Tensor]:
+        """The crops of a batch, without its labels; drawn here from images where `crop` is given."""
+        first: Any = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if self.crop is not None:
+            device = first.device.type if isinstance(first, Tensor) else "cpu"
+            with torch.autocast(device, enabled=False):  # pixels keep their digits
+                return self.crop(first)
+        if isinstance(first, list | tuple):
+            return first
+        if isinstance(batch, Tensor) or (len(batch) == 2 and getattr(batch[1], "ndim", 4) < 4):
+            raise TypeError(
+                "SelfDistillation takes a list of crops; for batches of images give it a crop, as in "
+                "SelfDistillation(loss, crop=MultiCrop(...))"
+            )
+        return batch
 
 
-def _at_most(count: int, rows: Tensor) -> Tensor:
-    """Rows (n, d), so many of them where there are more: the same at every step, spread over all places."""
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-    return rows[drawn.sort().values.to(rows.device)]
+def _find_dino(model: nn.Module, what: str) -> DINO:
+    """The DINO that a model is, or that it wraps."""
+    found = _parts(model, DINO)
+    if not found:
+        raise TypeError(f"{what} a DINO, got {type(model).__name__}")
+    return found[0]
 
 
 @contextmanager
-def _record_directions(student: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
-    """While open, what each DINOHead of the student compares with its prototypes (n, bottleneck_dim)."""
-    directions: dict[nn.Module, Tensor] = {}
+def _record_head(model: DINO) -> Iterator[dict[str, Tensor]]:
+    """While open: the features (n, d) that the student's head is given, and its bottleneck."""
+    recorded: dict[str, Tensor] = {}
 
-    def keep_output(head: DINOHead) -> RemovableHandle:
-        def keep(mlp: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
-            directions[head] = output
+    def keep(mlp: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+        recorded.update(features=given[0], bottleneck=output)
 
-        return head.mlp.register_forward_hook(keep)
-
-    hooks = [keep_output(head) for head in _parts(student, DINOHead)]
+    hook = model.student.head.mlp.register_forward_hook(keep)
     try:
-        yield directions
+        yield recorded
     finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _require_dino(model: nn.Module) -> DINO:
-    if not isinstance(model, DINO):
-        raise TypeError(f"DINOSchedule moves the teacher of a DINO, got {type(model).__name__}")
-    return model
+        hook.remove()
 
 
 def _dino_losses(loss: Callable) -> list[DINOLoss]:
@@ -739,7 +914,8 @@ class DINOSchedule:
     epochs.
 
     Args:
-        lr: the highest learning rate, after a warm-up, then along a cosine to 1e-6.
+        lr: the highest learning rate, after a warm-up, then along a cosine to 1e-6. The authors' rule is
+            5e-4 · batch / 256, where batch counts the pictures of all processes.
         weight_decay: first and last value, along a cosine.
         momentum: of the teacher, along a cosine to 1.
         teacher_temp: first and last temperature, linear at first, then constant.
@@ -795,12 +971,12 @@ class DINOSchedule:
         return first + (last - first) * min(1.0, step / max(1, int(self.temp_warmup * steps) - 1))
 
     def on_start(self, run: Run) -> None:
-        _require_dino(run.model)
+        self._model(run)
         self.values(0, run.steps)  # refuses a warm-up that fills the run
         self._set_temperature(run.loss, run.step, run.steps)
 
     def before_step(self, run: Run) -> None:
-        student, values = _require_dino(run.model).student, self.values(run.step, run.steps)
+        student, values = self._model(run).student, self.values(run.step, run.steps)
         for group in run.optimizer.param_groups:
             group["lr"] = values["lr"]
             group["weight_decay"] = values["weight_decay"] if group["is_decayed"] else 0.0
@@ -812,8 +988,11 @@ class DINOSchedule:
                 head.prototypes.weight.grad = None  # not zero: AdamW would still decay it
 
     def after_step(self, run: Run) -> None:
-        _require_dino(run.model).update_teacher(self.values(run.step, run.steps)["momentum"])
+        self._model(run).update_teacher(self.values(run.step, run.steps)["momentum"])
         self._set_temperature(run.loss, run.step + 1, run.steps)
+
+    def _model(self, run: Run) -> DINO:
+        return _find_dino(run.model, "DINOSchedule moves the teacher of")
 
     def _set_temperature(self, loss: Callable, step: int, steps: int) -> None:
         for part in _dino_losses(loss):
@@ -822,6 +1001,8 @@ class DINOSchedule:
 
 def dino_schedules(model: DINO, loss: nn.Module, steps: int, **settings: Any) -> dict[str, Callable]:
     """`DINOSchedule` in its old form, as arguments of `fit`; deprecated.
+
+    The learning rate is not scaled to the batch: the authors' rule is lr = 5e-4 · batch / 256.
 
     Args:
         model: as of the run.

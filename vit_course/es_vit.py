@@ -19,6 +19,9 @@ from vit_course.dino import (
     DINOLoss,
     MultiCropWrapper,
     batch_by_size,
+    log_targets,
+    next_center,
+    require_centring,
     require_finite,
     require_temperatures,
 )
@@ -26,7 +29,7 @@ from vit_course.max_vit import Pyramid
 from vit_course.patching import require_between, require_floats
 from vit_course.vit import Backbone, require_backbone
 
-__all__ = ["best_match", "region_loss", "ViewsAndRegions", "EsViT", "EsViTLoss"]
+__all__ = ["best_match", "pair_loss", "regions_of", "region_loss", "ViewsAndRegions", "EsViT", "EsViTLoss"]
 
 
 @torch.no_grad()
@@ -61,6 +64,47 @@ def best_match(student: Tensor, teacher: Tensor) -> Tensor:
     return (student @ teacher.mT).argmax(dim=-1)
 
 
+def pair_loss(
+    log_p: Tensor, student_features: Tensor, targets: Tensor, teacher_features: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far the regions of the student's view are from the targets of their best matches.
+
+    Args:
+        log_p: the student's log-probabilities (b, t, k).
+        student_features: for the match (b, t, d).
+        targets: the teacher's probabilities for its regions (b, s, k).
+        teacher_features: for the match (b, s, d).
+
+    Returns:
+        Two scalars, means over images and the student's regions: the cross-entropy, and the entropy of the
+        targets that were used. Their difference is the KL divergence.
+
+    Source: Li et al. 2021, section 3.2.
+
+    Built in lesson 11.
+    """
+    match = best_match(student_features, teacher_features)
+    of_match = targets.gather(1, repeat(match, "b t -> b t k", k=targets.shape[2]))  # (b, t, k)
+    return -(of_match * log_p).sum(dim=-1).mean(), torch.special.entr(of_match).sum(dim=-1).mean()
+
+
+def regions_of(features: Tensor, num_prefix_tokens: int = 0) -> Tensor:
+    """The parts of a view that have features of their own: patches, or the cells of a map.
+
+    Args:
+        features: of a backbone, tokens (b, n, d) or a map (b, d, h, w).
+        num_prefix_tokens: class tokens, which stand first and for no place in the view.
+
+    Returns:
+        (b, t, d), in reading order.
+
+    Built in lesson 11.
+    """
+    if features.ndim == 4:
+        return rearrange(features, "b d rows columns -> b (rows columns) d")
+    return features[:, num_prefix_tokens:]
+
+
 def region_loss(
     student: Sequence[Tensor],
     student_features: Sequence[Tensor],
@@ -70,6 +114,7 @@ def region_loss(
     student_temp: float = 0.1,
     teacher_temp: float = 0.04,
     center_momentum: float = 0.9,
+    centring: str = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How far the student's regions are from their best matches in the teacher's views.
 
@@ -86,6 +131,7 @@ def region_loss(
         student_temp: as for dino_loss.
         teacher_temp: as for dino_loss.
         center_momentum: as for dino_loss.
+        centring: as for dino_loss; "sinkhorn" is over the regions of all images and global views together.
 
     Returns:
         The loss and the mean entropy of its targets, both scalars, and the center for the next step: the old
@@ -97,13 +143,14 @@ def region_loss(
             view.
         TypeError: for anything but tensors of floats.
 
-    Source: Li et al. 2021, section 3.2.
+    Source: Li et al. 2021, section 3.2; Oquab et al. 2023 for Sinkhorn-Knopp centring.
 
     Built in lesson 11.
     """
     require_floats("center", center, "k")
     require_temperatures(student_temp=student_temp, teacher_temp=teacher_temp)
     require_between(0, 1, center_momentum=center_momentum)
+    require_centring(centring)
     _require_regions("student", student, student_features, center)
     _require_regions("teacher", teacher, teacher_features, center)
     views, global_views = len(student), len(teacher)
@@ -114,22 +161,18 @@ def region_loss(
         )
 
     precision = torch.promote_types(student[0].dtype, torch.float32)  # sums of bfloat16 logits are float32
-    center, teacher = center.detach(), [logits.detach().to(precision) for logits in teacher]
-    log_targets = [F.log_softmax((logits - center) / teacher_temp, dim=-1) for logits in teacher]
-    targets = [log_target.exp() for log_target in log_targets]  # (b, s, k)
-    entropies = [-(q * log_q).sum(dim=-1) for q, log_q in zip(targets, log_targets, strict=True)]  # (b, s)
-    log_probabilities = [F.log_softmax(logits.to(precision) / student_temp, dim=-1) for logits in student]
-    pairs, entropies_of_pairs = [], []
-    for i in range(global_views):
-        for v in range(views):
-            if v != i:
-                match = best_match(student_features[v], teacher_features[i])  # (b, t)
-                of_match = targets[i].gather(1, repeat(match, "b t -> b t k", k=center.shape[0]))
-                pairs.append(-(of_match * log_probabilities[v]).sum(dim=-1).mean())
-                entropies_of_pairs.append(entropies[i].gather(1, match).mean())
-    loss = torch.stack(pairs).mean()
-    raw_mean = pack(teacher, "* k")[0].mean(dim=0)
-    new_center = torch.lerp(raw_mean, center.to(precision), center_momentum)
+    center = center.detach()
+    said, shapes = pack([logits.detach().to(precision) for logits in teacher], "* k")
+    targets = unpack(log_targets(said, center, teacher_temp, centring).exp(), shapes, "* k")
+    log_p = [F.log_softmax(logits.to(precision) / student_temp, dim=-1) for logits in student]
+    pairs = [
+        pair_loss(log_p[v], student_features[v], targets[i], teacher_features[i])
+        for i in range(global_views)
+        for v in range(views)
+        if v != i
+    ]
+    loss, entropy = (torch.stack(numbers).mean() for numbers in zip(*pairs, strict=True))
+    new_center = next_center(said, center, center_momentum) if centring == "mean" else center
     parts = {
         "student region logits": student,
         "student region features": student_features,
@@ -138,8 +181,7 @@ def region_loss(
     }
     # Features are among the results: a loss is finite also where a match was made of numbers that are not.
     require_finite("region loss", [loss, new_center, *student_features, *teacher_features], parts)
-    new_center = new_center.to(torch.promote_types(center.dtype, torch.float32))
-    return loss, torch.stack(entropies_of_pairs).mean(), new_center
+    return loss, entropy, new_center
 
 
 def _require_regions(name: str, logits: Sequence[Tensor], features: Sequence[Tensor], center: Tensor) -> None:
@@ -188,9 +230,7 @@ class _RegionWrapper(MultiCropWrapper):
         """Crops of one size, after one pass: pooled features (b, d), and those of the regions (b, t, d)."""
         features = self.run(self.backbone.forward_features, images)
         pooled = self.require_pooled(self.backbone.forward_head(features), images)
-        if features.ndim == 4:  # a map
-            return pooled, rearrange(features, "b d rows columns -> b (rows columns) d")
-        return pooled, features[:, self.backbone.num_prefix_tokens :]  # class tokens are no regions
+        return pooled, regions_of(features, self.backbone.num_prefix_tokens)
 
     def forward(self, crops: Sequence[Tensor]) -> ViewsAndRegions:
         pooled, regions = [], []
@@ -253,6 +293,7 @@ class EsViTLoss(nn.Module):
         student_temp: as for DINOLoss, for both parts.
         teacher_temp: as for DINOLoss, for both parts.
         center_momentum: as for DINOLoss, for both parts.
+        centring: as for DINOLoss, for both parts.
 
     Shape: the student's ViewsAndRegions of v views and the teacher's of the g global ones -> loss, a scalar.
 
@@ -272,10 +313,11 @@ class EsViTLoss(nn.Module):
         student_temp: float = 0.1,
         teacher_temp: float = 0.04,
         center_momentum: float = 0.9,
+        centring: str = "mean",
     ) -> None:
         super().__init__()
-        self.view = DINOLoss(out_dim, student_temp, teacher_temp, center_momentum)
-        self.region = DINOLoss(out_dim, student_temp, teacher_temp, center_momentum)
+        self.view = DINOLoss(out_dim, student_temp, teacher_temp, center_momentum, centring)
+        self.region = DINOLoss(out_dim, student_temp, teacher_temp, center_momentum, centring)
 
     def forward(self, student: ViewsAndRegions, teacher: ViewsAndRegions) -> Tensor:
         return self.with_numbers(student, teacher)[0]

@@ -1,6 +1,6 @@
 """Masked patch prediction.
 
-Can a model learn to see by guessing what it was not shown, and what is the guessing worth afterwards?
+Can a model learn from the patches that it was not shown, and what is that worth afterwards?
 
 Made from notebooks/12_mpp.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -25,7 +25,15 @@ from vit_course.patching import (
 from vit_course.training import eval_mode
 from vit_course.vit import Backbone, require_backbone
 
-__all__ = ["mean_colour_labels", "Corruption", "draw_corruption", "corrupt", "MPP"]
+__all__ = [
+    "mean_colour_labels",
+    "Corruption",
+    "corruption_from",
+    "draw_corruption",
+    "corrupt",
+    "patch_changes",
+    "MPP",
+]
 
 
 def _number_of_colours(bits: int, channels: int) -> int:
@@ -86,6 +94,32 @@ class Corruption(NamedTuple("Corruption", [("index", Tensor), ("source", Tensor)
     """
 
 
+def corruption_from(
+    order: Tensor, chance: Tensor, shift: Tensor, replace_prob: float, random_patch_prob: float
+) -> Corruption:
+    """What random numbers mean: which patches are corrupted, and how.
+
+    Args:
+        order: (b, n); corrupted are the patches with the m smallest numbers.
+        chance: (b, m) in 0 … 1; below replace_prob a patch is masked, from there on up to replace_prob +
+            random_patch_prob it is exchanged.
+        shift: (b, m), whole numbers 1 … n - 1; an exchanged patch takes the one so many places further.
+        replace_prob, random_patch_prob: shares of the corrupted patches.
+
+    Returns:
+        The draw, with tensors (b, m).
+
+    Source: Dosovitskiy et al. 2020, appendix B.1.2.
+
+    Built in lesson 12.
+    """
+    index = order.argsort(dim=1)[:, : chance.shape[1]]
+    is_masked = chance < replace_prob
+    is_random = ~is_masked & (chance < replace_prob + random_patch_prob)
+    other = (index + shift) % order.shape[1]
+    return Corruption(index, torch.where(is_random, other, index), is_masked)
+
+
 def draw_corruption(
     b: int,
     n: int,
@@ -128,12 +162,10 @@ def draw_corruption(
             f"got {replace_prob} and {random_patch_prob}"
         )
     m = math.ceil(mask_prob * n - 1e-9)  # in floats 0.07 · 100 is 7.000000000000001
-    index = torch.rand(b, n, generator=generator).argsort(dim=1)[:, :m]
-    uniform = torch.rand(b, m, generator=generator)
-    is_masked = uniform < replace_prob
-    is_random = ~is_masked & (uniform < replace_prob + random_patch_prob)
-    other = (index + torch.randint(1, n, (b, m), generator=generator)) % n  # never the patch itself
-    return Corruption(index, torch.where(is_random, other, index), is_masked)
+    order = torch.rand(b, n, generator=generator)
+    chance = torch.rand(b, m, generator=generator)
+    shift = torch.randint(1, n, (b, m), generator=generator)
+    return corruption_from(order, chance, shift, replace_prob, random_patch_prob)
 
 
 def corrupt(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tensor:
@@ -167,20 +199,37 @@ def corrupt(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tens
     return patches.scatter(1, index[..., None].expand_as(taken), taken)
 
 
+def patch_changes(embed: nn.Module, patch_size: int | tuple[int, int], channels: int) -> Tensor:
+    """How much each of nine tokens changes where the middle one of nine black patches turns white.
+
+    An embedding of plain patches changes the token in the middle alone.
+
+    Args:
+        embed: images (b, c, h, w) -> one token for each patch (b, n, d); its mode stays as it is.
+        patch_size: p or (p1, p2), in pixels.
+        channels: c.
+
+    Returns:
+        The largest change of each token, over its channels (9,).
+
+    Built in lesson 12.
+    """
+    p1, p2 = pair(patch_size, "patch_size")
+    black = next(embed.parameters()).new_zeros(1, channels, 3 * p1, 3 * p2)
+    white = black.clone()
+    white[:, :, p1 : 2 * p1, p2 : 2 * p2] = 1.0
+    with eval_mode(embed), torch.no_grad():
+        return (embed(white) - embed(black)).abs().amax(dim=-1)[0]
+
+
 def _require_plain_patches(backbone: Backbone, channels: int) -> None:
     """Raise a TypeError unless the backbone makes one token of each patch and can go on from tokens, and a
     ValueError where a token has seen more than its own patch.
     """
     parts = ("patch_embed", "forward_tokens", "patch_size", "num_features", "num_prefix_tokens")
     require_backbone("MPP hides single patches, of which a pyramid has none: its backbone", backbone, *parts)
-    p1, p2 = pair(backbone.patch_size, "patch_size")
-    # What an embedding does is tried, not read from its name: nine black patches, then the middle one white.
-    black = next(backbone.parameters()).new_zeros(1, channels, 3 * p1, 3 * p2)
-    white = black.clone()
-    white[:, :, p1 : 2 * p1, p2 : 2 * p2] = 1.0
     embed = backbone.patch_embed
-    with eval_mode(embed), torch.no_grad():
-        change = (embed(white) - embed(black)).abs().amax(dim=-1)[0]  # (9,)
+    change = patch_changes(embed, backbone.patch_size, channels)
     if not change.isfinite().all():
         raise ValueError(
             f"the tokens of {type(embed).__name__} are not finite: of a black and a white picture they "

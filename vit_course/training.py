@@ -5,18 +5,22 @@ A training run ends and reports a number: is the number true?
 Made from notebooks/04_training.ipynb by `make export`: read and edit the lesson, not this file.
 """
 
+import importlib.util
+import json
 import math
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import resource_tracker
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -35,6 +39,8 @@ __all__ = [
     "Run",
     "fit",
     "Validation",
+    "JSONLog",
+    "TensorBoard",
 ]
 
 
@@ -252,6 +258,118 @@ def augment(
     return sampled.to(images.dtype)
 
 
+class _Processes:
+    """The processes that train a model together: this one alone, or those of an Accelerator."""
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self.accelerator = accelerator
+        self.count: int = accelerator.num_processes if accelerator is not None else 1
+        self.index: int = accelerator.process_index if accelerator is not None else 0
+
+    def own_seed(self, seed: int) -> int:
+        """The seed for what a process draws by itself, such as dropout: in the main process the given one."""
+        return seed + 1_000_003 * self.index
+
+    def prepare(
+        self, call: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The module on its device, and wrapped so that gradients become their mean over the processes."""
+        if self.accelerator is None:
+            return call, optimizer
+        if self.count > 1 and self.accelerator.ddp_handler is None:
+            # So a parameter may go without a gradient, as in one process; and gradients are always added up in
+            # the same order, which DDP otherwise changes after its first step: a resumed run would round anew.
+            from accelerate.utils import DistributedDataParallelKwargs
+
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        if self.count > 1 and self.accelerator.device.type == "cuda":  # SyncBatchNorm has no form for CPUs
+            call = nn.SyncBatchNorm.convert_sync_batchnorm(call)
+        return self.accelerator.prepare(call, optimizer)
+
+    def shard(self, batches: Any) -> Any:
+        """A DataLoader of which each process reads its own batches; anything else as it is."""
+        if self.count == 1 or not isinstance(batches, DataLoader):
+            return batches
+        return self.accelerator.prepare_data_loader(batches)
+
+    def share(self, batch: Any) -> Any:
+        """This process's slice of every tensor of a whole batch."""
+        return batch if self.count == 1 else _map_tensors(self._slice, batch)
+
+    def _slice(self, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 0:
+            return tensor
+        rows, rest = divmod(len(tensor), self.count)
+        if rest or not rows:
+            raise ValueError(
+                f"a batch of {len(tensor)} cannot be divided among {self.count} processes: got a tensor of "
+                f"shape {tuple(tensor.shape)}"
+            )
+        return tensor[self.index * rows : (self.index + 1) * rows]
+
+    def backward(self, value: Tensor) -> None:
+        if self.accelerator is None:
+            value.backward()
+        else:
+            self.accelerator.backward(value)
+
+    def unreduced(self, call: nn.Module) -> AbstractContextManager:
+        """While open, each process adds up gradients by itself."""
+        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(call)
+
+    def mean(self, own: Tensor) -> Tensor:
+        """The mean over the processes of a tensor."""
+        return own if self.count == 1 else self.accelerator.reduce(own, "mean")
+
+    def mean_numbers(self, own: dict[str, float]) -> dict[str, float]:
+        """The mean over the processes of each number."""
+        if self.count == 1:
+            return own
+        values = torch.tensor(list(own.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(own, self.mean(values).tolist(), strict=True))
+
+    def any(self, is_so: bool) -> bool:
+        """Whether it is so in one of the processes."""
+        return self.mean_numbers({"": float(is_so)})[""] > 0
+
+    def gather(self, own: Any) -> list:
+        """An object of each process, in order."""
+        if self.count == 1:
+            return [own]
+        from accelerate.utils import gather_object  # here, so that whoever trains alone does not need it
+
+        return gather_object([own])
+
+    def in_main(self, function: Callable[[], Any]) -> Any:
+        """What a function gives in the main process. What it raises there is raised in all."""
+        if self.count == 1:
+            return function()
+        from accelerate.utils import broadcast_object_list
+
+        outcome: list[Any] = [None, None]
+        if self.index == 0:
+            try:
+                outcome[0] = function()
+            except Exception as raised:
+                outcome[1] = raised
+        result, error = broadcast_object_list(outcome)
+        if error is not None:
+            raise error
+        return result
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """The batch with its tensors replaced, those in tuples, lists and dictionaries included."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, dict):
+        return {key: _map_tensors(function, part) for key, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [_map_tensors(function, part) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)  # a named tuple
+    return batch
+
+
 def _as_schedule(
     name: str, rate: float | Callable[[int], float], of_number: Callable[[float, int], float]
 ) -> Callable[[int], float]:
@@ -281,39 +399,56 @@ def _set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, decay: fl
 
 
 class _Stream:
-    """Batches without end, on the model's device, and what it takes to draw them again."""
+    """Batches without end, this process's part of them, and what it takes to draw them again."""
 
-    def __init__(self, batches: Callable | Iterable, seed: int, device: torch.device) -> None:
-        self.batches, self.seed, self.device = batches, seed, device
+    def __init__(self, batches: Callable | Iterable, seed: int, processes: _Processes) -> None:
+        self.batches, self.seed, self.processes = batches, seed, processes
         self.generator = torch.Generator().manual_seed(seed)
-        self.first_states = self._own_states()
         if isinstance(batches, DataLoader):
             batches._iterator = None  # persistent workers would go on from the random state of another run
+        self.sampler: Any = getattr(batches, "sampler", None)
+        self.is_lent_a_generator = getattr(self.sampler, "generator", ...) is None
+        self.shards = processes.shard(batches)  # puts a generator into a sampler that has none
+        self.first_states = self._own_states()
         self.draws = self._draw()
 
+    def close(self) -> None:
+        """Give the loader back as it was."""
+        if self.is_lent_a_generator:
+            self.sampler.generator = None
+
     def _draw(self) -> Iterator:
-        """Call the function, or go through the iterable again and again, each time from a seed of its own."""
+        """Call the function, or go through the iterable again and again, each time from a seed of its own.
+
+        An iterable draws from a random state of its own, so that a loader may read ahead.
+        """
         while callable(self.batches):
-            yield self.batches(self.generator)
+            yield self.processes.share(self.batches(self.generator))
+        end = object()
         for epoch in count():
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed + epoch)
-                with _interrupts_kept_from_workers(self.batches):
-                    iterator = iter(self.batches)
-                batch = next(iterator, None)  # a DataLoader draws its order with the first batch, not before
-            if batch is None:
+                torch.manual_seed(self.processes.own_seed(self.seed + epoch))
+                with _interrupts_kept_from_workers(self.shards):
+                    iterator = iter(self.shards)
+                batch = next(iterator, end)  # a DataLoader draws its order with the first batch, not before
+                state = torch.get_rng_state()
+            if batch is end:
                 raise ValueError(
                     f"batches gave nothing in pass {epoch + 1}: give a function, a DataLoader or a list, not "
                     f"an iterator"
                 )
-            yield batch
-            yield from iterator
+            while batch is not end:
+                yield batch if self.shards is not self.batches else self.processes.share(batch)
+                with torch.random.fork_rng(devices=[]):
+                    torch.set_rng_state(state)
+                    batch = next(iterator, end)
+                    state = torch.get_rng_state()
 
-    def __next__(self) -> Any:
-        """The next batch. A draw that fails leaves the random states as they were."""
+    def draw(self, batches: int) -> list:
+        """The next so many batches. A draw that fails leaves the random states as they were."""
         before = self.generator.get_state(), _get_random_state()
         try:
-            return _to_device(next(self.draws), self.device)
+            return [next(self.draws) for _ in range(batches)]
         except Exception:
             self.generator.set_state(before[0])
             _set_random_state(before[1])
@@ -352,20 +487,8 @@ def _own_generators(batches: Callable | Iterable) -> list[torch.Generator]:
     return list(dict.fromkeys(found for found in generators if isinstance(found, torch.Generator)))
 
 
-def _to_device(batch: Any, device: torch.device) -> Any:
-    """The batch, tensors in tuples, lists and dictionaries included, on the device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: _to_device(part, device) for key, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        parts = [_to_device(part, device) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)  # a named tuple
-    return batch
-
-
 @contextmanager
-def _training_mode(model: nn.Module) -> Iterator[torch.device]:
+def _training_mode(model: nn.Module) -> Iterator[None]:
     """Put a model that is wholly in evaluation mode into training mode, for a while.
 
     A part in evaluation mode inside a model in training was put there by its user: it stays.
@@ -373,7 +496,7 @@ def _training_mode(model: nn.Module) -> Iterator[torch.device]:
     with _modes_kept(model):
         if not any(part.training for part in model.modules()):
             model.train()
-        yield _device(model)
+        yield
 
 
 def _get_random_state() -> list[Tensor]:
@@ -386,7 +509,7 @@ def _set_random_state(state: list[Tensor]) -> None:
         torch.cuda.set_rng_state_all(state[1:])
 
 
-def _loss_and_numbers(result: Tensor | tuple[Tensor, dict], step: int) -> tuple[Tensor, dict[str, float]]:
+def _loss_and_numbers(result: Tensor | tuple[Tensor, dict]) -> tuple[Tensor, dict[str, float]]:
     """What a loss function gave, as a scalar tensor and a dictionary of plain numbers, the loss first."""
     value, numbers = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if (
@@ -398,10 +521,6 @@ def _loss_and_numbers(result: Tensor | tuple[Tensor, dict], step: int) -> tuple[
         raise TypeError(
             f"loss must give a scalar tensor with a gradient, or that and a dictionary of numbers, got "
             f"{result!r}"
-        )
-    if not math.isfinite(value.item()):
-        raise ValueError(
-            f"the loss was {value.item()} at step {step}: look at the batch, or try a smaller learning rate"
         )
     return value, {"loss": value.item()} | {name: float(number) for name, number in numbers.items()}
 
@@ -418,6 +537,7 @@ class Run:
         step: number of the step that runs, from 0; in `on_start` that of the first one to come.
         finished: how many steps are done, those before a resume included.
         history: the numbers recorded so far, in lists under their names.
+        is_main: of several processes, whether this is the one that writes files.
 
     Built in lesson 04.
     """
@@ -429,6 +549,7 @@ class Run:
     step: int = 0
     finished: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
+    is_main: bool = True
 
     def record(self, numbers: dict[str, Any]) -> None:
         """Append numbers to the history, as plain floats, which a checkpoint can hold.
@@ -449,6 +570,13 @@ def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def _require_finite_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss was {loss} at step {step}: look at the batch, or try a smaller learning rate"
+        )
+
+
 def _require_finite_gradients(run: Run) -> None:
     """Refuse a gradient that is not finite, naming the step and the parameter, before the weights move."""
     gradients = [parameter.grad for parameter in _trained(run.optimizer) if parameter.grad is not None]
@@ -463,6 +591,75 @@ def _require_finite_gradients(run: Run) -> None:
                     f"the gradient of {name} was not finite at step {run.step}, though the loss was: no "
                     f"weight was moved"
                 )
+
+
+class _LossCall(nn.Module):
+    """A model and its loss in one module, batch -> what the loss gives.
+
+    An Accelerator wraps this module. So the loss is handed the model itself, with all its parts, and its own
+    parameters are trained like the model's.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable, precision: str | None) -> None:
+        super().__init__()
+        self.model, self.loss, self.precision = model, loss, precision
+
+    def forward(self, batch: Any) -> Any:
+        with self._cast():
+            return self.loss(self.model, batch)
+
+    def _cast(self) -> AbstractContextManager:
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(_device(self.model).type, dtype=torch.bfloat16)
+
+
+class _LossBuffers:
+    """The state of a loss, DINO's centre for one, in a step of several micro-batches or processes.
+
+    Each of them begins with the same state; at the end it is the mean of where they moved it.
+    """
+
+    def __init__(self, loss: Callable) -> None:
+        buffers = loss.buffers() if isinstance(loss, nn.Module) else []
+        self.buffers = [buffer for buffer in buffers if buffer.is_floating_point()]
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.moves = [torch.zeros_like(buffer) for buffer in self.buffers]
+
+    def take_back(self) -> None:
+        """Note how far a micro-batch moved the state, and set it back."""
+        for buffer, before, moves in zip(self.buffers, self.before, self.moves, strict=True):
+            moves += torch.where(buffer == before, 0, buffer - before)  # inf - inf is no number
+            buffer.copy_(before)
+
+    def move(self, micro_batches: int, processes: _Processes) -> None:
+        if not self.buffers:
+            return
+        together = torch.cat([moves.flatten() for moves in self.moves])
+        means = (processes.mean(together) / micro_batches).split([moves.numel() for moves in self.moves])
+        for buffer, mean in zip(self.buffers, means, strict=True):
+            buffer += mean.view_as(buffer)
+
+
+def _accumulate(run: Run, call: nn.Module, batches: Sequence[Any], processes: _Processes) -> dict[str, float]:
+    """Add up the gradients of a step's micro-batches, and give the means of their numbers."""
+    run.optimizer.zero_grad()
+    device = _device(run.model)
+    numbers: dict[str, list[float]] = {}
+    buffers = _LossBuffers(run.loss) if len(batches) > 1 or processes.count > 1 else None
+    for index, batch in enumerate(batches):
+        is_last = index == len(batches) - 1
+        with nullcontext() if is_last else processes.unreduced(call):
+            result = call(_map_tensors(lambda tensor: tensor.to(device), batch))
+            value, of_batch = _loss_and_numbers(result)
+            processes.backward(value / len(batches))
+        for name, number in of_batch.items():
+            numbers.setdefault(name, []).append(number)
+        if buffers:
+            buffers.take_back()
+    if buffers:
+        buffers.move(len(batches), processes)
+    return processes.mean_numbers({name: fmean(of_name) for name, of_name in numbers.items()})
 
 
 def _notify(callbacks: Sequence[Any], event: str, run: Run) -> None:
@@ -489,6 +686,9 @@ def fit(
     seed: int = 0,
     progress: bool = True,
     clip: float | None = None,
+    precision: str | None = None,
+    accumulate: int = 1,
+    accelerator: Any = None,
 ) -> dict[str, list[float]]:
     """Train a model for a fixed number of steps with AdamW: the one training loop of the course.
 
@@ -516,6 +716,21 @@ def fit(
         seed: of the batches and of dropout; the caller's random state is left as it was.
         progress: show a bar.
         clip: the largest total norm of the gradients after `before_step`; above it they are scaled down.
+        precision: "bf16" computes the loss under autocast, with products of matrices in bfloat16. Weights,
+            gradients, optimiser and checkpoints stay what they are.
+        accumulate: batches of one step. Their gradients are averaged before the weights move once, and so are
+            their numbers. `steps`, rates and callbacks count steps, not batches. Floats in the buffers of a
+            loss, such as DINO's centre, are the same for all batches of a step, and of all processes, and
+            then move once, by the mean. What looks at a whole batch (BatchNorm, Sinkhorn, KoLeo) sees one of
+            them at a time.
+        accelerator: an `accelerate.Accelerator`, to train on its device, with all its processes. Each holds
+            the whole model; every gradient and every number is the mean over the processes. A batch that a
+            function draws, or a list holds, is the whole one: all draw it, and each keeps its slice. A
+            DataLoader is sharded by Accelerate: each process reads batches of its own, of the loader's size
+            unless the accelerator splits them. Callbacks are called in every process, with the model itself.
+            The main one writes the checkpoint, which all must be able to read. Dropout differs from process
+            to process. BatchNorm becomes SyncBatchNorm on GPUs (untested); on a CPU each process takes the
+            statistics of its own part. Between two runs, `accelerator.free_memory()` lets go of the first.
 
     Returns:
         The history: a number for each step under "loss", "lr" and the names that the loss gave, and what the
@@ -532,32 +747,37 @@ def fit(
     Built in lesson 04.
     """
     _require_settings(loss, steps, seed, clip)
+    _require_scale(precision, accumulate, accelerator)
     learning_rate = _as_schedule(
         "lr", lr, lambda peak, step: cosine_schedule(step, steps, peak, peak / 100, warmup=steps // 20)
     )
     decay = _as_schedule("weight_decay", weight_decay, lambda constant, step: constant)
     path = _checkpoint_path(checkpoint, checkpoint_every, resume)
-    callbacks = [_StepFunctions(before_step, after_step), *_require_callbacks(callbacks)]
+    callbacks = [_StepFunctions(before_step, after_step), *_in_order(_require_callbacks(callbacks))]
+    processes = _Processes(accelerator)
 
-    with _training_mode(model) as device, torch.random.fork_rng(), _Interrupts() as interrupts:
+    with _training_mode(model), torch.random.fork_rng(), _Interrupts(processes) as interrupts:
         torch.manual_seed(seed)
-        stream = _Stream(batches, seed, device)
-        optimizer = torch.optim.AdamW(_decay_groups(*_modules(model, loss)))
-        run = Run(model, loss, optimizer, steps)
-        saver = _Checkpoint(path, checkpoint_every or max(1, steps // 10), seed, stream) if path else None
-        if saver:
+        stream = _Stream(batches, seed, processes)
+        torch.manual_seed(processes.own_seed(seed))
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(_decay_groups(*_modules(model, loss)))
+        call, optimizer = processes.prepare(_LossCall(model, loss, precision), optimizer)
+        run = Run(model, loss, optimizer, steps, is_main=processes.index == 0)
+        saver = None
+        if path:
+            every = checkpoint_every or max(1, steps // 10)
+            saver = _Checkpoint(path, every, {"seed": seed, "accumulate": accumulate}, stream)
             saver.start(run, resume)
             callbacks.append(saver)
-        if progress:
+        if progress and run.is_main:
             callbacks.append(_Progress())
         _notify(callbacks, "on_start", run)
         try:
-            for step, batch in interrupts.until_pressed(stream, range(run.finished, steps)):
+            for step, drawn in interrupts.until_pressed(stream, range(run.finished, steps), accumulate):
                 run.step = step
                 _set_rates(optimizer, learning_rate(step), decay(step))
-                value, numbers = _loss_and_numbers(loss(model, batch), step)
-                optimizer.zero_grad()
-                value.backward()
+                numbers = _accumulate(run, call, drawn, processes)
+                _require_finite_loss(numbers["loss"], step)
                 _notify(callbacks, "before_step", run)
                 _require_finite_gradients(run)
                 if clip is not None:
@@ -568,6 +788,7 @@ def fit(
                 _notify(callbacks, "after_step", run)
             interrupts.stop(run, saver)
         finally:
+            stream.close()
             _notify(callbacks, "on_end", run)
     return run.history
 
@@ -611,18 +832,19 @@ def _write_checkpoint(path: Path, state: dict) -> None:
         os.replace(temporary, path)
 
 
-def _read_checkpoint(path: Path, steps: int, seed: int) -> dict:
+def _read_checkpoint(path: Path, settings: dict[str, int]) -> dict:
     """What a checkpoint of this run holds."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        its_own = (state["steps"], state["seed"])
+        state.setdefault("accumulate", 1)  # an older file has none
+        others = {name: state[name] for name, value in settings.items() if state[name] != value}
     except Exception as error:  # whatever torch.load and pickle make of another file
         raise ValueError(f"{path} is not a checkpoint that fit wrote: {error}") from error
-    if its_own != (steps, seed):
-        raise ValueError(
-            f"{path} is of a run with steps={state['steps']}, seed={state['seed']}; this one has "
-            f"steps={steps}, seed={seed}"
+    if others:
+        theirs, ours = (
+            ", ".join(f"{name}={values[name]}" for name in others) for values in (state, settings)
         )
+        raise ValueError(f"{path} is of a run with {theirs}; this one has {ours}")
     return state
 
 
@@ -641,14 +863,21 @@ def _require_finite_weights(run: Run) -> None:
 class _Checkpoint:
     """The file that a run is written to, every so many steps and at the end, and goes on from."""
 
-    def __init__(self, path: Path, every: int, seed: int, stream: _Stream) -> None:
-        self.path, self.every, self.seed, self.stream = path, every, seed, stream
+    def __init__(self, path: Path, every: int, settings: dict[str, int], stream: _Stream) -> None:
+        self.path, self.every, self.settings, self.stream = path, every, settings, stream
+        self.processes = stream.processes
 
     def start(self, run: Run, resume: bool) -> None:
-        """Try whether the file can be written, leaving nothing behind; load one that is there to resume."""
+        """Try whether the file can be written; load one that is there to resume."""
+        self.processes.in_main(lambda: self._try_to_write(run))
+        if resume and self.processes.in_main(self.path.exists):
+            self._load(run)
+
+    def _try_to_write(self, run: Run) -> None:
+        """Write what a checkpoint would hold, leaving nothing behind."""
         missing = [folder for folder in self.path.parents if not os.path.exists(folder)]
         try:
-            with _written_beside(self.path, self._state(run)):
+            with _written_beside(self.path, self._state(run, [_get_random_state()])):
                 pass
         except OSError as error:
             raise ValueError(f"checkpoint {self.path} cannot be written: {error}") from error
@@ -656,17 +885,20 @@ class _Checkpoint:
             for folder in missing:
                 with suppress(OSError):
                     folder.rmdir()
-        if resume and self.path.exists():
-            self._load(run)
 
     def after_step(self, run: Run) -> None:
         if run.finished % self.every == 0 or run.finished == run.steps:
             self.save(run)
 
     def save(self, run: Run) -> None:
+        """Write the file, in the main process, with the random states of all."""
+        states = self.processes.gather(_get_random_state())
+        self.processes.in_main(lambda: self._write(run, states))
+
+    def _write(self, run: Run, random_states: list[list[Tensor]]) -> None:
         _require_finite_weights(run)
         try:
-            _write_checkpoint(self.path, self._state(run))
+            _write_checkpoint(self.path, self._state(run, random_states))
         except OSError as error:
             raise OSError(
                 f"the checkpoint after step {run.step} could not be written to {self.path}: {error}; what "
@@ -677,13 +909,14 @@ class _Checkpoint:
         loss = {"loss": run.loss} if isinstance(run.loss, nn.Module) else {}
         return {"model": run.model, "optimizer": run.optimizer, **loss}
 
-    def _state(self, run: Run) -> dict[str, Any]:
+    def _state(self, run: Run, random_states: list[list[Tensor]]) -> dict[str, Any]:
         state = {name: part.state_dict() for name, part in self._parts(run).items()}
-        state |= {"step": run.finished, "steps": run.steps, "seed": self.seed, "history": run.history}
-        return state | self.stream.state_dict() | {"random": _get_random_state()}
+        state |= {"step": run.finished, "steps": run.steps, "history": run.history} | self.settings
+        random, *of_others = random_states
+        return state | self.stream.state_dict() | {"random": random, "random_of_others": of_others}
 
     def _load(self, run: Run) -> None:
-        saved = _read_checkpoint(self.path, run.steps, self.seed)
+        saved = _read_checkpoint(self.path, {"steps": run.steps} | self.settings)
         for name, part in self._parts(run).items():
             try:
                 part.load_state_dict(saved[name])
@@ -693,12 +926,17 @@ class _Checkpoint:
                 ) from error
         run.step = run.finished = saved["step"]
         run.history = saved["history"]
-        self.stream.load_state_dict(saved, drawn=run.finished)
-        _set_random_state(saved["random"])
+        self.stream.load_state_dict(saved, drawn=run.finished * self.settings["accumulate"])
+        random_states = [saved["random"], *saved.get("random_of_others", [])]
+        if self.processes.index < len(random_states):  # there may be more processes than before
+            _set_random_state(random_states[self.processes.index])
 
 
 class _Interrupts:
     """Ctrl-C (or Jupyter's stop button), held back until a step is done; pressed twice, it stops at once."""
+
+    def __init__(self, processes: _Processes) -> None:
+        self.processes = processes
 
     def __enter__(self) -> "_Interrupts":
         self.pressed = False
@@ -716,22 +954,24 @@ class _Interrupts:
             raise KeyboardInterrupt
         self.pressed = True
 
-    def until_pressed(self, stream: _Stream, steps: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        """The steps with their batches, until the button is pressed."""
+    def until_pressed(
+        self, stream: _Stream, steps: Iterable[int], accumulate: int
+    ) -> Iterator[tuple[int, list]]:
+        """The steps with their batches, until the button is pressed: in one process, then in all."""
         for step in steps:
-            if self.pressed:
+            if self.processes.any(self.pressed):
                 return
             try:
-                batch = next(stream)
+                batches = stream.draw(accumulate)
             except Exception:
-                if self.pressed:  # the signal stopped a worker too; what it owed is drawn again on resuming
-                    return
+                if self.pressed and self.processes.count == 1:
+                    return  # the signal stopped a worker too; what it owed is drawn again on resuming
                 raise
-            yield step, batch
+            yield step, batches
 
     def stop(self, run: Run, saver: _Checkpoint | None) -> None:
         """If the button was pressed, save what is done and raise KeyboardInterrupt."""
-        if not self.pressed:
+        if not self.processes.any(self.pressed):
             return
         if not run.finished:
             raise KeyboardInterrupt("stopped before the first step")
@@ -769,6 +1009,26 @@ def _require_settings(loss: Callable, steps: int, seed: int, clip: float | None)
         require_between(0, math.inf, clip=clip)
         if clip == 0:
             raise ValueError("clip must be above 0, got 0: no gradient would be left")
+
+
+def _require_scale(precision: str | None, accumulate: int, accelerator: Any) -> None:
+    """Refuse a precision that fit does not know, and an accelerator that does what fit does itself."""
+    if precision not in (None, "bf16"):
+        raise ValueError(f'precision must be None, for that of the model, or "bf16", got {precision!r}')
+    require_at_least(1, accumulate=accumulate)
+    if accelerator is None:
+        return
+    if isinstance(accelerator, type) or not hasattr(accelerator, "prepare_data_loader"):
+        raise TypeError(f"accelerator must be an accelerate.Accelerator, got {accelerator!r}")
+    if (k := accelerator.gradient_accumulation_steps) != 1:
+        raise ValueError(
+            f"the accelerator has gradient_accumulation_steps={k}: leave it at 1 and give fit accumulate={k}"
+        )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f'the accelerator casts to {accelerator.mixed_precision}; fit knows "bf16" only')
+    kind = str(accelerator.distributed_type).removeprefix("DistributedType.")
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise ValueError(f"every process must hold the whole model; the accelerator divides it: {kind}")
 
 
 def _require_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
@@ -867,3 +1127,117 @@ class Validation:
         run.record(
             {f"{self.name}_{name}": number for name, number in {"step": run.finished, **numbers}.items()}
         )
+
+
+class _Log:
+    """A callback that writes down what each step recorded. It is called after all others."""
+
+    def on_start(self, run: Run) -> None:
+        self.lengths = {name: len(numbers) for name, numbers in run.history.items()}
+        if run.is_main:
+            self.open(run)
+
+    def after_step(self, run: Run) -> None:
+        lengths = {name: len(numbers) for name, numbers in run.history.items()}
+        grown = [name for name, length in lengths.items() if length > self.lengths.get(name, 0)]
+        self.lengths = lengths
+        if run.is_main:
+            self.write(run.finished, {name: run.history[name][-1] for name in grown})
+
+    def on_end(self, run: Run) -> None:
+        if run.is_main:
+            self.close()
+
+    def open(self, run: Run) -> None: ...
+
+    def write(self, step: int, numbers: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _in_order(callbacks: Sequence[Any]) -> list[Any]:
+    """Logs last, so that they see what the others record."""
+    return sorted(callbacks, key=lambda callback: isinstance(callback, _Log))
+
+
+class JSONLog(_Log):
+    """A callback of `fit` that writes one line of JSON for each step.
+
+    A line is {"step": steps done, "seconds": since the run began, pauses left out} and the numbers that the
+    step recorded, null where one is not finite. It is in the file when the step ends. A resumed run goes on
+    in its file: lines of steps behind the checkpoint, and one that a kill cut off, are taken out and written
+    again. A new run begins the file anew. Of several processes the main one writes.
+
+    Args:
+        path: of the file; folders are made.
+
+    Raises:
+        ValueError: in `fit`, for a file that is there and is no such log.
+
+    Built in lesson 04.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+
+    def open(self, run: Run) -> None:
+        lines = self._lines(run.finished)
+        before = json.loads(lines[-1])["seconds"] if lines else 0.0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".part")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.began = time.monotonic() - before
+
+    def _lines(self, finished: int) -> list[str]:
+        """The lines of the steps that are done."""
+        if not self.path.exists():
+            return []
+        try:
+            *lines, cut_off = self.path.read_text(encoding="utf-8").split("\n")
+            return [f"{line}\n" for line in lines if json.loads(line)["step"] <= finished]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self.path} is not a log that JSONLog wrote: {error}") from error
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        seconds = round(time.monotonic() - self.began, 3)
+        finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        self.file.write(json.dumps({"step": step, "seconds": seconds} | finite) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoard(_Log):
+    """A callback of `fit` that writes what each step recorded for TensorBoard.
+
+    A resumed run goes on in its folder; what was written of steps behind the checkpoint is hidden. Of several
+    processes the main one writes.
+
+    Args:
+        folder: for the event files.
+
+    Raises:
+        ImportError: where TensorBoard is not installed.
+
+    Built in lesson 04.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError('TensorBoard is not installed: pip install "vit_course[scale]"')
+        self.folder = Path(folder).expanduser()
+
+    def open(self, run: Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        self.writer = SummaryWriter(self.folder, purge_step=run.finished + 1)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        for name, number in numbers.items():
+            self.writer.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        self.writer.close()

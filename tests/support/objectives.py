@@ -16,8 +16,8 @@ from vit_course.lab.data import MEAN, STD, normalise
 from vit_course.mpp import MPP
 
 HEADS = {"out_dim": 24, "hidden_dim": 20, "bottleneck_dim": 12}
-# Self-distillation of this one adds `uniformity`; of the others it is the papers'.
-WITH_UNIFORMITY = "ViT"
+# Self-distillation of this one is with KoLeo, as DINOv2's; of the others as DINO's.
+WITH_KOLEO = "ViT"
 
 Pair = tuple[str, str]
 
@@ -44,7 +44,7 @@ class Experiment:
 
 
 def self_distillation(name: str, model: DINO, loss: nn.Module, steps: int) -> Experiment:
-    loss = SelfDistillation(loss, 1.0 if name == WITH_UNIFORMITY else 0.0)
+    loss = SelfDistillation(loss, 0.1 if name == WITH_KOLEO else 0.0)
     schedules = {"callbacks": [DINOSchedule(lr=3e-3, momentum=0.9, frozen=0.0)]}
     local_size = cases()[name].local_size if name in cases() else 8
     crop = MultiCrop(16, local_size, 1, rotation=180.0)

@@ -62,7 +62,7 @@ class CentredLoss(nn.Module):
 
     def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(batch[0])
-        self.center.lerp_(logits.detach().mean(dim=0), 0.1)
+        self.center.lerp_(logits.detach().to(self.center).mean(dim=0), 0.1)
         return F.cross_entropy(logits - self.center, batch[1]), {"center": self.center.norm()}
 
 

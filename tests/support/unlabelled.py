@@ -121,21 +121,6 @@ def slow_view_loss(student: list, teacher: list, center: list, *temperatures: fl
     return sum(of_pairs) / len(of_pairs), len(of_pairs)
 
 
-def slow_uniformity(features: Tensor) -> float:
-    """L_uniform of Wang and Isola (2020) with t = 2, for features (v, b, d), in double precision."""
-    of_views = []
-    for view in features.detach().double().tolist():
-        directions = [[number / math.hypot(*row) for number in row] for row in view]
-        terms = [
-            math.exp(-2 * math.dist(one, other) ** 2)
-            for i, one in enumerate(directions)
-            for j, other in enumerate(directions)
-            if i != j
-        ]
-        of_views.append(math.log(sum(terms) / len(terms)))
-    return sum(of_views) / len(of_views)
-
-
 # ---- short runs --------------------------------------------------------------------------------------------
 
 

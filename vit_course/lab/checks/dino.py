@@ -1,12 +1,16 @@
-"""Exercises of lesson 10: the teacher's target, the loss of two views, and Sinkhorn's way to centre."""
+"""Exercises of lesson 10: head, targets and loss of DINO, DINOv2's two changes, and uses elsewhere."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .exercise import Exercise, Mistake
+from vit_course.dino import DINOHead, KoLeo, dino_loss, sinkhorn_knopp, teacher_target
+
+from .exercise import Exercise, Mistake, filled, forward
 
 _generator = torch.Generator().manual_seed(10)
 
@@ -15,20 +19,86 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=_generator)
 
 
-# ---- warm-up: teacher_target -------------------------------------------------------------------------------
+def _row_sum(answer: Tensor) -> str:
+    return f"your first row sums to {answer.flatten(0, -2)[0].sum():.2f}"
 
 
-def _teacher_target(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    return ((logits - center) / temperature).softmax(dim=-1)
+# ---- step 1: DINOHead --------------------------------------------------------------------------------------
 
+
+def _heads(
+    bottleneck: Callable[[Tensor], Tensor] = lambda rows: F.normalize(rows, dim=-1),
+    prototypes: Callable[[Tensor], Tensor] = lambda rows: F.normalize(rows, dim=-1),
+) -> Callable[..., DINOHead]:
+    """The class of a head that does something else to its bottleneck or to its prototypes."""
+
+    class Changed(DINOHead):
+        def forward(self, features: Tensor) -> Tensor:
+            return bottleneck(self.mlp(features)) @ prototypes(self.prototypes.weight).T
+
+    return Changed
+
+
+_HEAD = {"in_dim": 6, "out_dim": 5, "hidden_dim": 8, "bottleneck_dim": 4}
+
+DINO_HEAD = Exercise(
+    name="DINOHead",
+    solution=DINOHead,
+    cases=((_HEAD, (3 * _random(4, 6),)), (_HEAD | {"bottleneck_dim": 3, "out_dim": 7}, (_random(2, 3, 6),))),
+    praise="Every logit is a cosine: no prototype can win by being long.",
+    mistakes={
+        "nothing normalised": Mistake(
+            _heads(lambda rows: rows, lambda rows: rows),
+            lambda answer: (
+                f"Your largest logit is {answer.abs().max():.2f}; a cosine is at most 1. Scale the "
+                "bottleneck and each prototype to length 1."
+            ),
+        ),
+        "bottleneck not normalised": Mistake(
+            _heads(bottleneck=lambda rows: rows),
+            "The prototypes have length 1, the bottleneck has not: F.normalize(…, dim=-1) for both.",
+        ),
+        "prototypes not normalised": Mistake(
+            _heads(prototypes=lambda rows: rows),
+            "The bottleneck has length 1, the prototypes have not: a long prototype would win for every "
+            "picture. Normalise the rows of self.prototypes.weight.",
+        ),
+        "normalised over the batch": Mistake(
+            _heads(bottleneck=lambda rows: F.normalize(rows, dim=0)),
+            "The bottleneck is normalised over the pictures. Each picture's own vector is to have length 1: "
+            "dim=-1.",
+        ),
+        "columns of the prototypes": Mistake(
+            _heads(prototypes=lambda rows: F.normalize(rows, dim=0)),
+            "The columns of self.prototypes.weight (K, bottleneck_dim) have length 1; a prototype is a row: "
+            "dim=-1.",
+        ),
+        "a GELU too many": Mistake(
+            _heads(bottleneck=lambda rows: F.normalize(F.gelu(rows), dim=-1)),
+            "There is a GELU behind the bottleneck. It cuts off the negative coordinates, so directions fill "
+            "only a corner of the sphere.",
+        ),
+        "only the bottleneck": Mistake(
+            _heads(prototypes=lambda rows: torch.eye(rows.shape[1])),
+            "This is the bottleneck itself, of length 1. Compare it with each prototype: one cosine each.",
+        ),
+    },
+    calls=forward,
+)
+
+
+# ---- step 2: teacher_target --------------------------------------------------------------------------------
+
+_FAR = torch.tensor([0.0, 1e30, 0.0, 0.0])  # a prototype that no picture may have, whatever its logits
 
 TEACHER_TARGET = Exercise(
     name="teacher_target",
-    solution=_teacher_target,
+    solution=teacher_target,
     cases=(
         (0.3 * _random(4, 5), 0.2 * _random(5), 0.1),
         (0.3 * _random(5, 5), 0.2 * _random(5), 0.04),
         (0.2 * _random(2, 3, 6), 0.3 * _random(6), 0.5),
+        (0.3 * _random(3, 4), _FAR, 0.1),
     ),
     praise="Centred, sharpened, and each row a distribution over the prototypes.",
     mistakes={
@@ -36,6 +106,18 @@ TEACHER_TARGET = Exercise(
             lambda logits, center, temperature: (logits / temperature).softmax(dim=-1),
             "The center is not used: a prototype that the teacher always likes stays ahead. Take it away "
             "before the softmax.",
+        ),
+        "mean of the centre": Mistake(
+            lambda logits, center, temperature: ((logits - center.mean()) / temperature).softmax(dim=-1),
+            "You take one number, the mean of the center, from all logits. A softmax does not notice that: "
+            "each prototype has a center of its own, so subtract the vector.",
+        ),
+        "mean of the batch": Mistake(
+            lambda logits, center, temperature: (
+                (logits - logits.flatten(0, -2).mean(dim=0)) / temperature
+            ).softmax(dim=-1),
+            "You take away the mean of this batch. The center is a running mean of earlier ones, and is "
+            "given to you.",
         ),
         "centre added": Mistake(
             lambda logits, center, temperature: ((logits + center) / temperature).softmax(dim=-1),
@@ -49,8 +131,8 @@ TEACHER_TARGET = Exercise(
         "centred after the softmax": Mistake(
             lambda logits, center, temperature: (logits / temperature).softmax(dim=-1) - center,
             lambda answer: (
-                f"Your first row sums to {answer.flatten(0, -2)[0].sum():.2f}: the center is a mean of "
-                "logits, so it belongs before the softmax."
+                f"{_row_sum(answer).capitalize()}: the center is a mean of logits, so it belongs before the "
+                "softmax."
             ),
         ),
         "not sharpened": Mistake(
@@ -67,8 +149,8 @@ TEACHER_TARGET = Exercise(
         "softmax over the batch": Mistake(
             lambda logits, center, temperature: ((logits - center) / temperature).softmax(dim=-2),
             lambda answer: (
-                f"Your first row sums to {answer.flatten(0, -2)[0].sum():.2f}: the softmax ran over the "
-                "pictures; the prototypes are the last axis."
+                f"{_row_sum(answer).capitalize()}: the softmax ran over the pictures; the prototypes are the "
+                "last axis."
             ),
         ),
         "logarithm": Mistake(
@@ -80,32 +162,42 @@ TEACHER_TARGET = Exercise(
 )
 
 
-# ---- core: two_view_loss -----------------------------------------------------------------------------------
+# ---- step 3: two_view_loss ---------------------------------------------------------------------------------
 
 
-def _two_view_loss(
+def two_view_loss(student: Tensor, teacher: Tensor, center: Tensor) -> Tensor:
+    return dino_loss(student, teacher, center)[0]
+
+
+def _wrong_view_loss(
     student: Tensor,
     teacher: Tensor,
     center: Tensor,
     *,
     student_temp: float = 0.1,
     teacher_temp: float = 0.04,
-    mistake: str = "",
+    mistake: str,
 ) -> Tensor:
-    """The loss for two views, or one with a mistake in it."""
+    """The loss for two views with a mistake in it."""
     if mistake == "roles swapped":
         student, teacher = teacher, student
     if mistake == "student centred too":
         student = student - center
     if mistake == "same view":
         teacher = teacher.flip(0)
+    if mistake == "not centred":
+        center = torch.zeros_like(center)
     targets = ((teacher - center) / teacher_temp).softmax(dim=-1)
-    log_probabilities = F.log_softmax(student / student_temp, dim=-1)
+    log_p = F.log_softmax(student / student_temp, dim=-1)
+    if mistake == "log(softmax)":
+        log_p = (student / student_temp).softmax(dim=-1).log()
+    if mistake == "clipped":
+        log_p = ((student / student_temp).softmax(dim=-1) + 1e-20).log()
     if mistake == "no logarithm":
-        log_probabilities = log_probabilities.exp()
+        log_p = log_p.exp()
     pairs = torch.stack(
         [
-            -(targets[i] * log_probabilities[v]).sum(dim=-1)
+            -(targets[i] * log_p[v]).sum(dim=-1)
             for i in range(2)
             for v in range(2)
             if v != i or mistake == "same view too"
@@ -117,22 +209,24 @@ def _two_view_loss(
         return pairs.mean() / student.shape[-1]
     if mistake == "pairs added":
         return pairs.mean(dim=1).sum()
+    if mistake == "KL":
+        return pairs.mean() + (targets * targets.clamp(min=1e-30).log()).sum(dim=-1).mean()
     return -pairs.mean() if mistake == "sign" else pairs.mean()
 
 
 def _two_view_mistake(name: str, says: str, **changed: Any) -> Mistake:
-    return Mistake(lambda *case: _two_view_loss(*case, mistake=name, **changed), says)
+    return Mistake(lambda *case: _wrong_view_loss(*case, mistake=name, **changed), says)
 
 
 TWO_VIEW_LOSS = Exercise(
     name="two_view_loss",
-    solution=_two_view_loss,
+    solution=two_view_loss,
     cases=(
         (0.3 * _random(2, 3, 5), 0.3 * _random(2, 3, 5), 0.1 * _random(5)),
         (0.3 * _random(2, 4, 8), 0.3 * _random(2, 4, 8), 0.1 * _random(8)),
         (40 * torch.eye(2).view(2, 1, 2), 40 * torch.eye(2).view(2, 1, 2), torch.zeros(2)),
     ),
-    praise="The same as dino_loss, and 400 where log(softmax) would have been minus infinity.",
+    praise="The same as dino_loss, and 400 where log(softmax) would have been infinite.",
     mistakes={
         name: _two_view_mistake(name, says)
         for name, says in {
@@ -149,6 +243,20 @@ TWO_VIEW_LOSS = Exercise(
                 "logarithm."
             ),
             "student centred too": "The center is the teacher's: leave the student's logits as they are.",
+            "not centred": "The center is not used: take it from the teacher's logits before the softmax.",
+            "log(softmax)": (
+                "Right in easy cases, but infinite where the student is very sure and wrong: its softmax is "
+                "rounded to zero there, and the logarithm of that is minus infinity. Use F.log_softmax, "
+                "which takes both at once."
+            ),
+            "clipped": (
+                "Right in easy cases, but log(softmax + a little) stops at 46 and its gradient with it: "
+                "where the student is very sure and wrong the true loss is larger. Use F.log_softmax."
+            ),
+            "KL": (
+                "This is KL(teacher ‖ student): the cross-entropy without the targets' own entropy. Its "
+                "gradient is the same, but the loss of the paper is the whole cross-entropy, -Σ q log p."
+            ),
             "no logarithm": (
                 "The student's probabilities need their logarithm: a cross-entropy is -Σ q log p."
             ),
@@ -176,82 +284,385 @@ TWO_VIEW_LOSS = Exercise(
             student_temp=0.04,
             teacher_temp=0.1,
         ),
-        "clipped": Mistake(
-            lambda student, teacher, center: (
-                -torch.stack(
-                    [
-                        ((teacher[i] - center) / 0.04).softmax(-1)
-                        * ((student[1 - i] / 0.1).softmax(-1) + 1e-20).log()
-                        for i in range(2)
-                    ]
-                )
-                .sum(-1)
-                .mean()
-            ),
-            "Right in easy cases, but log(softmax + a little) stops at 46 and its gradient with it: where "
-            "the student is very sure and wrong the true loss is larger. Use F.log_softmax.",
-        ),
     },
 )
 
 
-# ---- stretch: sinkhorn -------------------------------------------------------------------------------------
+# ---- step 4: sinkhorn_knopp --------------------------------------------------------------------------------
 
 
-def _sinkhorn(logits: Tensor, temperature: float, rounds: int, *, mistake: str = "") -> Tensor:
-    """Targets by Sinkhorn and Knopp, or with a mistake in them."""
+def _wrong_sinkhorn(logits: Tensor, temperature: float, iterations: int, *, mistake: str) -> Tensor:
+    """Targets by Sinkhorn and Knopp with a mistake in them."""
     if mistake == "temperature multiplied":
         temperature = 1 / temperature
-    b, k = logits.shape
-    shares = (
-        (logits / temperature).softmax(dim=-1) if mistake == "softmax first" else (logits / temperature).exp()
+    scaled = logits / temperature
+    if mistake == "softmax first":
+        scaled = scaled.log_softmax(dim=-1)
+    elif mistake == "maximum of each sample":
+        scaled = scaled - scaled.amax(dim=1, keepdim=True)
+    elif mistake != "no maximum":
+        scaled = scaled - scaled.max()
+    n, k = logits.shape
+    q = scaled.exp()
+    order: tuple[str, ...] = (
+        ("samples", "prototypes") if mistake == "samples first" else ("prototypes", "samples")
     )
-    steps = {
-        "columns": lambda shares: shares / shares.sum(dim=0, keepdim=True) * b / k,
-        "rows": lambda shares: shares / shares.sum(dim=1, keepdim=True),
-    }
-    order: tuple[str, ...] = ("rows", "columns") if mistake == "rows first" else ("columns", "rows")
-    if mistake in ("rows only", "columns only"):
+    if mistake in ("samples only", "prototypes only"):
         order = (mistake.split()[0],)
-    for _ in range(1 if mistake == "one round" else rounds):
+    for _ in range(1 if mistake == "one iteration" else 100 if mistake == "converged" else iterations):
         for step in order:
-            shares = steps[step](shares)
-    return shares
+            if step == "prototypes":
+                q = q / q.sum(dim=0, keepdim=True) * n / k
+            else:
+                q = q / q.sum(dim=1, keepdim=True)
+    return q / n if mistake == "samples to 1 / n" else q
 
 
-SINKHORN = Exercise(
-    name="sinkhorn",
-    solution=_sinkhorn,
-    cases=((0.5 * _random(6, 3), 0.2, 3), (0.5 * _random(4, 8), 0.3, 2), (0.5 * _random(5, 5), 0.5, 1)),
-    praise=(
-        "Each picture has a distribution, and no prototype can take them all: what a centre does slowly, "
-        "done within one batch."
+SINKHORN_KNOPP = Exercise(
+    name="sinkhorn_knopp",
+    solution=sinkhorn_knopp,
+    cases=(
+        (0.5 * _random(6, 3), 0.2, 3),
+        (0.5 * _random(4, 8), 0.3, 2),
+        (10 + _random(5, 4), 0.1, 4),  # exp(100) has no float32
     ),
+    praise=(
+        "Each picture has a distribution, and no prototype takes them all: what a centre does slowly, done "
+        "within one batch."
+    ),
+    tolerance=1e-4,
     mistakes={
-        name: Mistake(lambda *case, name=name: _sinkhorn(*case, mistake=name), says)
+        name: Mistake(lambda *case, name=name: _wrong_sinkhorn(*case, mistake=name), says)
         for name, says in {
-            "rows only": (
+            "samples only": (
                 "Only the pictures are normalised: this is a plain softmax, and one prototype may still "
                 "take every picture."
             ),
-            "columns only": (
+            "prototypes only": (
                 "Only the prototypes are normalised. End each round with the pictures, so that each row is "
                 "a distribution."
             ),
-            "rows first": (
+            "samples first": (
                 "Rows first, then columns: then the rows do not sum to one at the end. The pictures have "
                 "the last word, since their rows are the targets."
             ),
-            "one round": "Only one round: repeat both divisions `rounds` times.",
+            "one iteration": "Only one round: repeat both divisions `iterations` times.",
+            "converged": (
+                "This goes on until nothing changes. So many rounds as `iterations` says, three by default: "
+                "the targets of DINOv2 are those of three."
+            ),
             "softmax first": (
                 "You start from a softmax, which divides the rows once too often: start from "
                 "exp(logits / temperature)."
             ),
+            "maximum of each sample": (
+                "You subtract each row's own maximum, which divides the rows once too often. Subtract one "
+                "number, the maximum of all."
+            ),
+            "no maximum": (
+                "Right while the logits are small; in the third case the exponential overflows. Subtract the "
+                "largest of all logits first: a common factor cancels in the first division."
+            ),
             "temperature multiplied": (
                 "Divide by the temperature before the exponential: a low one makes sharp targets."
+            ),
+            "samples to 1 / n": (
+                "Your rows sum to 1 / n. DINOv2's code ends with a multiplication by the number of samples, "
+                "so that each row is a distribution."
             ),
         }.items()
     },
 )
 
-EXERCISES = [TEACHER_TARGET, TWO_VIEW_LOSS, SINKHORN]
+
+# ---- step 5: KoLeo -----------------------------------------------------------------------------------------
+
+
+def _koleos(value: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """The class of a module that computes something else from the features."""
+
+    class Changed(KoLeo):
+        def forward(self, features: Tensor) -> Tensor:
+            return value(features)
+
+    return Changed
+
+
+def _directions(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=1)
+
+
+def _nearest(rows: Tensor) -> Tensor:
+    """The distance of each row to its nearest neighbour."""
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.masked_fill(torch.eye(len(rows), dtype=torch.bool), math.inf).amin(dim=1)
+
+
+KOLEO = Exercise(
+    name="KoLeo",
+    solution=KoLeo,
+    cases=(({}, (2 * _random(5, 3),)), ({}, (_random(8, 4),))),
+    praise="Each picture is pushed from its nearest neighbour only, and most where the two are close.",
+    tolerance=1e-4,
+    mistakes={
+        "not normalised": Mistake(
+            _koleos(lambda features: -_nearest(features).log().mean()),
+            "The features keep their lengths: the loss could fall for ever by making them longer. Scale "
+            "each to length 1 first.",
+        ),
+        "its own neighbour": Mistake(
+            _koleos(lambda features: torch.tensor(-math.log(1e-8))),
+            "Each picture is its own nearest neighbour, at distance 0. Exclude the diagonal.",
+        ),
+        "its own neighbour, by the formula": Mistake(
+            _koleos(
+                lambda features: (
+                    -(F.pairwise_distance(_directions(features), _directions(features), eps=1e-8) + 1e-8)
+                    .log()
+                    .mean()
+                )
+            ),
+            "Each picture is its own nearest neighbour, at distance 0. Exclude the diagonal.",
+        ),
+        "infinite": Mistake(
+            _koleos(lambda features: torch.tensor(math.inf)),
+            "The loss is infinite: each picture is its own nearest neighbour, at distance 0. Exclude the "
+            "diagonal.",
+        ),
+        "farthest neighbour": Mistake(
+            _koleos(
+                lambda features: (
+                    -torch.cdist(_directions(features), _directions(features)).amax(dim=1).log().mean()
+                )
+            ),
+            "This is the distance to the farthest picture. Push each from its nearest.",
+        ),
+        "mean of all distances": Mistake(
+            _koleos(lambda features: -F.pdist(_directions(features)).log().mean()),
+            "All pairs count. In KoLeo each picture has one partner, its nearest neighbour.",
+        ),
+        "squared": Mistake(
+            _koleos(lambda features: -_nearest(_directions(features)).square().log().mean()),
+            "You have the squared distance: the loss is twice what it should be.",
+        ),
+        "cosine": Mistake(
+            _koleos(
+                lambda features: (
+                    (_directions(features) @ _directions(features).T).fill_diagonal_(-2).amax(dim=1).mean()
+                )
+            ),
+            "This is the mean cosine with the nearest neighbour. KoLeo is minus the logarithm of the "
+            "distance.",
+        ),
+        "sum": Mistake(
+            _koleos(lambda features: -_nearest(_directions(features)).log().sum()),
+            "The pictures are added up; take their mean.",
+        ),
+        "no logarithm": Mistake(
+            _koleos(lambda features: -_nearest(_directions(features)).mean()),
+            "The logarithm is missing. It makes close pairs count most.",
+        ),
+        "sign": Mistake(
+            _koleos(lambda features: _nearest(_directions(features)).log().mean()),
+            "The sign is turned round: this loss would pull each picture to its neighbour.",
+        ),
+        "logarithm of the mean": Mistake(
+            _koleos(lambda features: -_nearest(_directions(features)).mean().log()),
+            "You take the logarithm of the mean distance; it is the mean of the logarithms.",
+        ),
+        "normalised over the batch": Mistake(
+            _koleos(lambda features: -_nearest(F.normalize(features, dim=0)).log().mean()),
+            "The columns have length 1: normalise each picture's features, dim=1.",
+        ),
+    },
+    calls=forward,
+)
+
+
+# ---- practice ----------------------------------------------------------------------------------------------
+
+
+def best_koleo(points: int) -> float:
+    return -math.log(2 * math.sin(math.pi / points))
+
+
+BEST_KOLEO = Exercise(
+    name="best_koleo",
+    solution=best_koleo,
+    cases=((6,), (4,), (100,)),
+    praise="Six points end as a hexagon with sides 1, so their loss is zero; more than six make it positive.",
+    mistakes={
+        "the arc": Mistake(
+            lambda points: -math.log(2 * math.pi / points),
+            "This is the length of the arc between neighbours. KoLeo measures straight through: the chord.",
+        ),
+        "half the chord": Mistake(
+            lambda points: -math.log(math.sin(math.pi / points)),
+            "This is half of the chord: two points at the angle α are 2 sin(α / 2) apart.",
+        ),
+        "twice the angle": Mistake(
+            lambda points: -math.log(2 * math.sin(2 * math.pi / points)) if points > 2 else 0.0,
+            "The angle between neighbours is 2 π / n, and the chord is 2 sin of half of it.",
+        ),
+        "sign": Mistake(
+            lambda points: math.log(2 * math.sin(math.pi / points)),
+            "This is the logarithm of the distance; the loss is minus that.",
+        ),
+        "the distance": Mistake(
+            lambda points: 2 * math.sin(math.pi / points),
+            "This is the distance to the neighbour; the loss is minus its logarithm.",
+        ),
+    },
+)
+
+
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> tuple[Tensor, ...]:
+    of_student = student.state_dict()
+    return tuple(
+        torch.lerp(of_student[name], own, momentum) if own.is_floating_point() else of_student[name]
+        for name, own in teacher.state_dict().items()
+    )
+
+
+def _network(seen: int, size: float) -> nn.Module:
+    """A small network with running statistics, which has seen so many batches."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        network = filled(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+        for tensor in network.state_dict().values():
+            tensor.mul_(size) if tensor.is_floating_point() else tensor.fill_(seen)
+    return network
+
+
+def _state(
+    teacher: nn.Module,
+    student: nn.Module,
+    buffer: Callable[[Tensor, Tensor, Tensor], Tensor],
+    momentum: float,
+) -> tuple[Tensor, ...]:
+    """`follow`, but for its buffers, which a function makes of the teacher's, the student's and the mean."""
+    parameters = dict(teacher.named_parameters())
+    names = teacher.state_dict().items()
+    averaged = follow(teacher, student, momentum)
+    return tuple(
+        mean if name in parameters else buffer(own, student.state_dict()[name], mean)
+        for (name, own), mean in zip(names, averaged, strict=True)
+    )
+
+
+FOLLOW = Exercise(
+    name="follow",
+    solution=follow,
+    cases=((_network(2, 1.0), _network(40, -0.5), 0.9), (_network(5, 0.3), _network(6, 2.0), 0.5)),
+    praise="Weights and running statistics move a little, and the counter is the student's.",
+    mistakes={
+        "buffers kept": Mistake(
+            lambda teacher, student, momentum: _state(teacher, student, lambda own, new, mean: own, momentum),
+            "The weights moved, BatchNorm's running mean and variance did not: they are buffers, not "
+            "parameters, and they are averaged as well.",
+        ),
+        "buffers copied": Mistake(
+            lambda teacher, student, momentum: _state(teacher, student, lambda own, new, mean: new, momentum),
+            "The weights are right. The running mean and variance were copied from the student: they are "
+            "averaged like the weights; only the counter, a whole number, is copied.",
+        ),
+        "counter kept": Mistake(
+            lambda teacher, student, momentum: _state(
+                teacher,
+                student,
+                lambda own, new, mean: mean if own.is_floating_point() else own,
+                momentum,
+            ),
+            "All floats are right. The counter of batches, a whole number, is the student's.",
+        ),
+        "momentum swapped": Mistake(
+            lambda teacher, student, momentum: follow(teacher, student, 1 - momentum),
+            "Teacher and student have changed shares: momentum is how much of itself the teacher keeps.",
+        ),
+        "the student": Mistake(
+            lambda teacher, student, momentum: tuple(student.state_dict().values()),
+            "This is the student, as if momentum were 0.",
+        ),
+        "the student's next state": Mistake(
+            lambda teacher, student, momentum: follow(student, teacher, momentum),
+            "It is the student that moved towards the teacher. The gradient moves the student; the teacher "
+            "follows.",
+        ),
+        "the teacher": Mistake(
+            lambda teacher, student, momentum: tuple(teacher.state_dict().values()),
+            "The teacher has not moved.",
+        ),
+    },
+)
+
+
+def masked_patch_loss(student: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    of_patches = -(targets * F.log_softmax(student / 0.1, dim=-1)).sum(dim=-1)  # (b, n)
+    of_pictures = (of_patches * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    return of_pictures.mean()
+
+
+def _of_patches(student: Tensor, targets: Tensor) -> Tensor:
+    return -(targets * F.log_softmax(student / 0.1, dim=-1)).sum(dim=-1)
+
+
+def _masked_case(b: int, n: int, k: int, masked: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    mask = torch.zeros(b, n, dtype=torch.bool)
+    for picture, count in enumerate(masked):
+        mask[picture, torch.randperm(n, generator=_generator)[:count]] = True
+    return 0.3 * _random(b, n, k), (10 * 0.3 * _random(b, n, k)).softmax(dim=-1), mask
+
+
+MASKED_PATCH_LOSS = Exercise(
+    name="masked_patch_loss",
+    solution=masked_patch_loss,
+    cases=(_masked_case(3, 6, 5, [1, 4, 2]), _masked_case(2, 9, 4, [3, 0])),
+    praise="iBOT's loss for patches: every picture counts alike, however many of its patches are hidden.",
+    mistakes={
+        "all patches": Mistake(
+            lambda student, targets, mask: _of_patches(student, targets).mean(),
+            "All patches count. A patch that the student sees is no riddle: only the masked ones.",
+        ),
+        "mask inverted": Mistake(
+            lambda student, targets, mask: masked_patch_loss(student, targets, ~mask),
+            "You compare the patches that the student saw; the hidden ones are those where mask is True.",
+        ),
+        "mean over all masked patches": Mistake(
+            lambda student, targets, mask: _of_patches(student, targets)[mask].mean(),
+            "This is the mean over all masked patches of the batch: a picture with many of them counts "
+            "more. First the mean of each picture, then of the pictures.",
+        ),
+        "divided by all patches": Mistake(
+            lambda student, targets, mask: (_of_patches(student, targets) * mask).mean(),
+            "The sum is over masked patches, but you divide by all: divide by the number of masked ones.",
+        ),
+        "NaN without masked patches": Mistake(
+            lambda student, targets, mask: (
+                (_of_patches(student, targets) * mask).sum(dim=1) / mask.sum(dim=1)
+            ).mean(),
+            "Right, until a picture has no masked patch: 0 / 0. It counts with 0; divide by one there.",
+        ),
+        "sum over patches": Mistake(
+            lambda student, targets, mask: (_of_patches(student, targets) * mask).sum(dim=1).mean(),
+            "The patches of a picture are added up; take their mean.",
+        ),
+        "no temperature": Mistake(
+            lambda student, targets, mask: masked_patch_loss(student / 10, targets, mask),
+            "The student's temperature is missing: divide its logits by 0.1.",
+        ),
+        "sign": Mistake(
+            lambda student, targets, mask: -masked_patch_loss(student, targets, mask),
+            "The sign is turned round: a cross-entropy is minus the sum.",
+        ),
+    },
+)
+
+EXERCISES = [
+    DINO_HEAD,
+    TEACHER_TARGET,
+    TWO_VIEW_LOSS,
+    SINKHORN_KNOPP,
+    KOLEO,
+    BEST_KOLEO,
+    FOLLOW,
+    MASKED_PATCH_LOSS,
+]

@@ -1,10 +1,15 @@
-"""Exercises of lesson 11: the targets of the matches, the region loss of a pair of views, mutual matches."""
+"""Exercises of lesson 11: matches, the loss of a pair of views, regions, all pairs, other uses of a match."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import pack
 from torch import Tensor
+
+from vit_course.dino import log_targets
+from vit_course.es_vit import best_match, pair_loss, region_loss, regions_of
 
 from .exercise import Exercise, Mistake
 
@@ -24,188 +29,436 @@ def _cosines(student: Tensor, teacher: Tensor) -> Tensor:
     return F.normalize(student, dim=-1) @ F.normalize(teacher, dim=-1).mT
 
 
-# ---- warm-up: matched_targets ------------------------------------------------------------------------------
+def _cosines_over_regions(student: Tensor, teacher: Tensor) -> Tensor:
+    """Normalised along the wrong axis: over the regions."""
+    return F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).mT
 
 
-def _matched_targets(targets: Tensor, match: Tensor) -> Tensor:
-    return targets[torch.arange(targets.shape[0])[:, None], match]
+def _same_place(student: Tensor, teacher: Tensor) -> Tensor:
+    return torch.arange(student.shape[1]).clamp(max=teacher.shape[1] - 1).expand(len(student), -1)
 
 
-def _by_the_first_picture(targets: Tensor, match: Tensor) -> Tensor:
-    return targets[:, match[0]]
+_WRONG_AXIS = (
+    "You normalise over the regions: each number of the features is divided by its length over a whole view. "
+    "Each region's own d numbers are to have length 1: dim=-1."
+)
+_NOT_NORMALISED = (
+    "The teacher's features are multiplied at their own lengths, so long ones win whatever their direction. "
+    "Divide them by their lengths first."
+)
+_LEAST_ALIKE = "You match what is least alike: the largest cosine, not the smallest."
 
 
-def _scattered(targets: Tensor, match: Tensor) -> Tensor:
-    """Each target is put where its match number points, instead of fetched from there."""
-    t = match.shape[1]
-    places = torch.arange(t).clamp(max=targets.shape[1] - 1).expand_as(match)
-    fetched = targets[torch.arange(targets.shape[0])[:, None], places]
-    index = match.clamp(max=t - 1)[..., None].expand_as(fetched)
-    return torch.zeros_like(fetched).scatter(1, index, fetched)
+# ---- step 1: best_match ------------------------------------------------------------------------------------
 
-
-MATCHED_TARGETS = Exercise(
-    name="matched_targets",
-    solution=_matched_targets,
+BEST_MATCH = Exercise(
+    name="best_match",
+    solution=best_match,
     cases=(
-        (_random(2, 4, 3).softmax(dim=-1), torch.tensor([[2, 0, 3], [1, 1, 0]])),
-        (_random(3, 5, 4).softmax(dim=-1), torch.randint(5, (3, 6), generator=_generator)),
-        (_random(3, 4, 4).softmax(dim=-1), torch.randint(4, (3, 4), generator=_generator)),
+        (_features(2, 3, 6), _features(2, 5, 6)),
+        (_features(3, 6, 4), _features(3, 4, 4)),
+        (_features(2, 5, 8), _features(2, 5, 8)),
     ),
-    praise="Each region has the target of its match, picture by picture, also where two regions share one.",
+    praise="The nearest direction wins, whatever its length, picture by picture.",
     mistakes={
-        "first picture's matches": Mistake(
-            _by_the_first_picture,
-            "Right for the first picture only: you use its matches for all. Each picture has a row of its "
-            "own in match.",
+        "not normalised": Mistake(
+            lambda student, teacher: (student @ teacher.mT).argmax(dim=-1), _NOT_NORMALISED
         ),
-        "all pictures for each": Mistake(
-            lambda targets, match: targets[:, match],
+        "normalised over the regions": Mistake(
+            lambda student, teacher: _cosines_over_regions(student, teacher).argmax(dim=-1), _WRONG_AXIS
+        ),
+        "least alike": Mistake(
+            lambda student, teacher: _cosines(student, teacher).argmin(dim=-1), _LEAST_ALIKE
+        ),
+        "the nearest by distance": Mistake(
+            lambda student, teacher: torch.cdist(student, teacher).argmin(dim=-1),
+            "You take the nearest features as they are. The nearest *direction* is wanted: normalise both, "
+            "then the smallest distance is the largest cosine.",
+        ),
+        "match of the teacher's regions": Mistake(
+            lambda student, teacher: _cosines(student, teacher).argmax(dim=-2),
             lambda answer: (
-                f"Your answer has the shape {tuple(answer.shape)}: targets[:, match] takes every picture's "
-                "matches from every picture. Name the picture too: torch.arange(b)[:, None] beside match."
+                f"Your answer has the shape {tuple(answer.shape)}: one match for each of the teacher's "
+                "regions. Each of the *student's* regions wants one: argmax over the last axis."
             ),
         ),
-        "first regions": Mistake(
-            lambda targets, match: targets[:, torch.arange(match.shape[1]).clamp(max=targets.shape[1] - 1)],
-            "These are the teacher's regions in their own order; match is not used. Region j is to get the "
-            "target number match[j].",
+        "the cosine itself": Mistake(
+            lambda student, teacher: _cosines(student, teacher).amax(dim=-1),
+            "These are the largest cosines. Wanted is where they stand: argmax instead of max.",
         ),
-        "put instead of fetched": Mistake(
-            _scattered,
-            "You put target j to the place match[j] (scatter). It is the other way round: place j fetches "
-            "the target number match[j] (gather).",
-        ),
-        "mean of all": Mistake(
-            lambda targets, match: targets.mean(dim=1, keepdim=True).expand(-1, match.shape[1], -1),
-            "Every region gets the mean of all targets: that would teach the view, not the region.",
+        "same place": Mistake(
+            _same_place,
+            "Region j is given the teacher's region j. The views are different crops: the same number is "
+            "another piece of the scene.",
         ),
     },
 )
 
 
-# ---- core: pair_loss ---------------------------------------------------------------------------------------
+# ---- step 2: pair_loss -------------------------------------------------------------------------------------
+
+_Pair = tuple[Tensor, Tensor]
 
 
-def _pair_loss(
-    student: Tensor,
-    student_features: Tensor,
-    teacher: Tensor,
-    teacher_features: Tensor,
-    center: Tensor,
-    *,
-    student_temp: float = 0.1,
-    teacher_temp: float = 0.04,
-    mistake: str = "",
-) -> Tensor:
-    """The region loss of one pair of views, or one with a mistake in it."""
-    likeness = _cosines(student_features, teacher_features)
-    if mistake == "not normalised":
-        likeness = student_features @ teacher_features.mT
-    if mistake == "match by logits":
-        likeness = _cosines(student, teacher)
-    if mistake == "least alike":
-        likeness = -likeness
-    match = likeness.argmax(dim=-1)
-    if mistake == "same place":
-        match = torch.arange(student.shape[1]).clamp(max=teacher.shape[1] - 1).expand(student.shape[0], -1)
-    if mistake == "student centred too":
-        student = student - center
-    centred = teacher if mistake == "not centred" else teacher - center
-    targets = (centred / teacher_temp).softmax(dim=-1)
-    answers = F.log_softmax(student / student_temp, dim=-1)
-    if mistake == "match of the teacher's regions":
-        back = likeness.argmax(dim=-2)
-        terms = -(targets * _matched_targets(answers, back)).sum(dim=-1)
-    else:
-        terms = -(_matched_targets(targets, match) * answers).sum(dim=-1)
-    if mistake == "summed over the regions":
-        return terms.sum(dim=1).mean()
-    if mistake == "averaged over the prototypes":
-        return terms.mean() / student.shape[-1]
-    return -terms.mean() if mistake == "sign" else terms.mean()
+def _of_matches(values: Tensor, match: Tensor) -> Tensor:
+    """Rows (b, s, k) at the places (b, t) -> (b, t, k)."""
+    return values[torch.arange(len(values))[:, None], match]
 
 
-def _pair_mistake(name: str, says: str, **changed: Any) -> Mistake:
-    return Mistake(lambda *case: _pair_loss(*case, mistake=name, **changed), says)
+def _compared(log_p: Tensor, targets: Tensor) -> _Pair:
+    """Cross-entropy and entropy of targets (b, t, k), which stand beside the answers already."""
+    return -(targets * log_p).sum(dim=-1).mean(), torch.special.entr(targets).sum(dim=-1).mean()
+
+
+def _pair(match: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., _Pair]:
+    """The loss of a pair with another way to match features."""
+    return lambda log_p, student, targets, teacher: _compared(
+        log_p, _of_matches(targets, match(student, teacher))
+    )
+
+
+def _soft(sharpness: float) -> Callable[..., _Pair]:
+    """The loss with a weighted mean of all targets in place of that of the match."""
+    return lambda log_p, student, targets, teacher: _compared(
+        log_p, (sharpness * _cosines(student, teacher)).softmax(dim=-1) @ targets
+    )
+
+
+def _scaled(factor: Callable[[Tensor], float]) -> Callable[..., _Pair]:
+    """Both numbers too large or too small by a factor that the answers' shape decides."""
+
+    def changed(log_p: Tensor, *others: Tensor) -> _Pair:
+        loss, entropy = pair_loss(log_p, *others)
+        return factor(log_p) * loss, factor(log_p) * entropy
+
+    return changed
+
+
+def _loss_changed(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., _Pair]:
+    """Another loss, made of both numbers, beside the right entropy."""
+
+    def changed(*case: Tensor) -> _Pair:
+        loss, entropy = pair_loss(*case)
+        return change(loss, entropy), entropy
+
+    return changed
+
+
+def _of_teachers_regions(log_p: Tensor, student: Tensor, targets: Tensor, teacher: Tensor) -> _Pair:
+    return _compared(_of_matches(log_p, best_match(teacher, student)), targets)
+
+
+def _entropy_of_all(log_p: Tensor, student: Tensor, targets: Tensor, teacher: Tensor) -> _Pair:
+    return pair_loss(log_p, student, targets, teacher)[0], torch.special.entr(targets).sum(dim=-1).mean()
 
 
 def _pair_case(b: int, t: int, s: int, k: int) -> tuple[Tensor, ...]:
     return (
-        0.3 * _random(b, t, k),
+        (3 * _random(b, t, k)).log_softmax(dim=-1),
         _features(b, t, 6),
-        0.3 * _random(b, s, k),
+        (5 * _random(b, s, k)).softmax(dim=-1),
         _features(b, s, 6),
-        0.1 * _random(k),
     )
 
 
 _SURE_AND_WRONG = (
-    torch.tensor([[[40.0, 0.0]]]),
+    torch.tensor([[[0.0, -400.0]]]),
     torch.ones(1, 1, 6),
-    torch.tensor([[[0.0, 40.0]]]),
+    torch.tensor([[[0.0, 1.0]]]),
     torch.ones(1, 1, 6),
-    torch.zeros(2),
 )
 
 PAIR_LOSS = Exercise(
     name="pair_loss",
-    solution=_pair_loss,
+    solution=pair_loss,
     cases=(_pair_case(2, 3, 5, 4), _pair_case(3, 6, 4, 7), _SURE_AND_WRONG),
-    praise="The same as region_loss on one pair, and 400 where log(softmax) would have been minus infinity.",
+    praise="Each of the student's regions has the target of its match; 400 where a sure answer is wrong.",
     mistakes={
-        name: _pair_mistake(name, says)
-        for name, says in {
-            "not normalised": (
-                "The features are multiplied as they are, so long ones win. Divide the teacher's by their "
-                "lengths before the match."
-            ),
-            "match by logits": (
-                "You match by the logits. The match is made of the backbone's features; the logits say "
-                "what is asked."
-            ),
-            "least alike": "You match what is least alike: argmax of the cosines, not argmin.",
-            "same place": (
-                "Region j is compared with the teacher's region j. The views are different crops: the same "
-                "number is another piece of the scene."
-            ),
-            "match of the teacher's regions": (
-                "You look for a match for each of the teacher's regions and take the mean over them. It is "
-                "the student's regions that count: one term for each."
-            ),
-            "not centred": (
-                "The center is not used: take it away from the teacher's logits before the softmax."
-            ),
-            "student centred too": "The center is the teacher's: leave the student's logits as they are.",
-            "summed over the regions": (
-                "The regions are added up; take their mean, or a large view would count for more than a "
-                "small one."
-            ),
-            "averaged over the prototypes": (
-                "You take the mean over the prototypes too. A cross-entropy is their sum; the mean is over "
-                "pictures and regions."
-            ),
-            "sign": "The sign is turned round: a cross-entropy is minus the sum.",
-        }.items()
-    }
-    | {
-        "temperatures swapped": _pair_mistake(
-            "temperatures swapped",
-            "The temperatures have changed places: 0.1 is the student's, 0.04 the teacher's.",
-            student_temp=0.04,
-            teacher_temp=0.1,
+        "not normalised": Mistake(
+            _pair(lambda student, teacher: (student @ teacher.mT).argmax(dim=-1)), _NOT_NORMALISED
         ),
-        "one temperature": _pair_mistake(
-            "one temperature",
-            "The target has the student's temperature. The teacher's is lower, 0.04: sharper than what the "
-            "student says.",
-            teacher_temp=0.1,
+        "normalised over the regions": Mistake(
+            _pair(lambda student, teacher: _cosines_over_regions(student, teacher).argmax(dim=-1)),
+            _WRONG_AXIS,
+        ),
+        "soft matching": Mistake(
+            _soft(1.0),
+            "You blend the targets of all regions, weighted by a softmax of the cosines. The match is hard: "
+            "one region, the best, lends its target.",
+        ),
+        "sharp soft matching": Mistake(
+            _soft(10.0),
+            "You blend the targets of several regions, weighted by a sharp softmax of the cosines. The match "
+            "is hard: one region, the best, lends its target.",
+        ),
+        "match by answers": Mistake(
+            lambda log_p, student, targets, teacher: _compared(
+                log_p, _of_matches(targets, best_match(log_p, targets))
+            ),
+            "You match by the heads' answers. The match is made of the backbone's features; the answers are "
+            "what is compared afterwards.",
+        ),
+        "least alike": Mistake(_pair(lambda student, teacher: best_match(-student, teacher)), _LEAST_ALIKE),
+        "same place": Mistake(
+            _pair(_same_place),
+            "Region j is compared with the teacher's region j. The views are different crops: the same "
+            "number is another piece of the scene.",
+        ),
+        "first picture's matches": Mistake(
+            _pair(lambda student, teacher: best_match(student, teacher)[:1].expand(len(student), -1)),
+            "You use the first picture's matches for all. Each picture has a row of its own.",
+        ),
+        "match of the teacher's regions": Mistake(
+            _of_teachers_regions,
+            "You look for a match for each of the teacher's regions and take the mean over them. It is the "
+            "student's regions that count: one term for each.",
+        ),
+        "mean of all targets": Mistake(
+            lambda log_p, student, targets, teacher: _compared(
+                log_p, targets.mean(dim=1, keepdim=True).expand_as(log_p)
+            ),
+            "Every region is given the mean of all targets: that would teach the view, not the region.",
+        ),
+        "entropy of all targets": Mistake(
+            _entropy_of_all,
+            "The loss is right. The entropy is that of the targets which are *used*, one for each of the "
+            "student's regions: a region that is nobody's match does not count.",
+        ),
+        "divergence": Mistake(
+            _loss_changed(lambda loss, entropy: loss - entropy),
+            "Your first number is the KL divergence: the entropy of the targets is taken away. The loss is "
+            "the cross-entropy, as in lesson 10; its gradient is the same.",
+        ),
+        "sign": Mistake(
+            _loss_changed(lambda loss, entropy: -loss),
+            "The sign of the loss is turned round: a cross-entropy is minus the sum.",
+        ),
+        "summed over the regions": Mistake(
+            _scaled(lambda log_p: log_p.shape[1]),
+            "The regions are added up. Take their mean, or a large view would count for more than a small "
+            "one.",
+        ),
+        "summed over pictures and regions": Mistake(
+            _scaled(lambda log_p: log_p.shape[0] * log_p.shape[1]),
+            "Pictures and regions are added up: take the mean over both.",
+        ),
+        "averaged over the prototypes": Mistake(
+            _scaled(lambda log_p: 1 / log_p.shape[2]),
+            "You take the mean over the prototypes too. A cross-entropy is their sum, and so is an entropy; "
+            "the mean is over pictures and regions.",
         ),
     },
 )
 
 
-# ---- stretch: mutual_matches -------------------------------------------------------------------------------
+# ---- step 3: regions_of ------------------------------------------------------------------------------------
+
+
+def _tokens_and_map() -> tuple[tuple, ...]:
+    return (_random(2, 5, 6), 1), (_random(2, 5, 2, 3), 0), (_random(2, 6, 3), 0), (_random(3, 7, 4), 2)
+
+
+def _map_changed(change: Callable[[Tensor], Tensor]) -> Callable:
+    """Tokens as they should be, a map in another way."""
+    return lambda features, prefix: change(features) if features.ndim == 4 else features[:, prefix:]
+
+
+REGIONS_OF = Exercise(
+    name="regions_of",
+    solution=regions_of,
+    cases=_tokens_and_map(),
+    praise="Patches without class tokens, or the cells of a map: one form for every backbone.",
+    mistakes={
+        "class token among the regions": Mistake(
+            lambda features, prefix: regions_of(features, 0),
+            "The class token is among your regions. It stands for no place in the view: leave the first "
+            "num_prefix_tokens out.",
+        ),
+        "always one class token": Mistake(
+            lambda features, prefix: regions_of(features, 1),
+            "You always leave out one token. There may be none or two: num_prefix_tokens says how many.",
+        ),
+        "column by column": Mistake(
+            _map_changed(lambda features: features.transpose(2, 3).flatten(2).mT),
+            "The cells of the map come out column by column. Reading order is row by row.",
+        ),
+        "reshaped": Mistake(
+            _map_changed(lambda features: features.reshape(len(features), -1, features.shape[1])),
+            "You reshaped the map: the d numbers of a cell are torn apart. Move the axis d to the end first.",
+        ),
+        "d before the regions": Mistake(
+            _map_changed(lambda features: features.flatten(2)),
+            "For a map your answer has the axes (b, d, t): the regions come before d.",
+        ),
+        "the last tokens": Mistake(
+            lambda features, prefix: (
+                features[:, : features.shape[1] - prefix] if features.ndim == 3 else regions_of(features, 0)
+            ),
+            "You left out the last tokens. Class tokens stand first.",
+        ),
+    },
+)
+
+
+# ---- step 4: region_loss -----------------------------------------------------------------------------------
+
+_ARGUMENTS = (
+    "student",
+    "student_features",
+    "teacher",
+    "teacher_features",
+    "center",
+    "student_temp",
+    "teacher_temp",
+    "center_momentum",
+)
+_Numbers = tuple[Tensor, Tensor, Tensor]
+
+
+def _over(combine: Callable[[list[Tensor], list[int], int], Tensor], own: bool = False) -> Callable:
+    """Loss and entropy put together in another way, beside the right center.
+
+    Args:
+        combine: of the numbers of all pairs, how many regions the student's view of each has, and how many
+            views are global.
+        own: whether pairs of a view with itself are among them.
+    """
+
+    def wrong(*given: Any) -> _Numbers:
+        student, student_features, teacher, teacher_features, center, student_temp, teacher_temp, _ = given
+        targets = [log_targets(view, center, teacher_temp).exp() for view in teacher]
+        log_p = [(view / student_temp).log_softmax(dim=-1) for view in student]
+        views = [(i, v) for i in range(len(teacher)) for v in range(len(student)) if own or i != v]
+        pairs = [pair_loss(log_p[v], student_features[v], targets[i], teacher_features[i]) for i, v in views]
+        counts = [student[v].shape[1] for _, v in views]
+        loss, entropy = (combine(list(part), counts, len(teacher)) for part in zip(*pairs, strict=True))
+        return loss, entropy, region_loss(*given)[2]
+
+    return wrong
+
+
+def _mean(numbers: list[Tensor], *_: Any) -> Tensor:
+    return torch.stack(numbers).mean()
+
+
+def _weighted(numbers: list[Tensor], counts: list[int], _: int) -> Tensor:
+    return (torch.stack(numbers) * torch.tensor(counts)).sum() / sum(counts)
+
+
+def _global_only(numbers: list[Tensor], counts: list[int], global_views: int) -> Tensor:
+    """The pairs come teacher by teacher, and of each teacher's the global ones first."""
+    of_teachers = torch.stack(numbers).view(global_views, -1)
+    return of_teachers[:, : global_views - 1].mean()
+
+
+def _with(**changed: Callable[[dict], Any]) -> Callable[..., _Numbers]:
+    """Loss and entropy for arguments of which some are made anew from all of them; the right center."""
+
+    def wrong(*given: Any) -> _Numbers:
+        named = dict(zip(_ARGUMENTS, given, strict=True))
+        loss, entropy, _ = region_loss(**named | {name: change(named) for name, change in changed.items()})
+        return loss, entropy, region_loss(*given)[2]
+
+    return wrong
+
+
+def _center_changed(change: Callable[[dict], Tensor]) -> Callable[..., _Numbers]:
+    """Another center for the next step beside the right numbers."""
+    return lambda *given: (*region_loss(*given)[:2], change(dict(zip(_ARGUMENTS, given, strict=True))))
+
+
+def _moved(towards: Tensor, given: dict) -> Tensor:
+    return torch.lerp(towards, given["center"], given["center_momentum"])
+
+
+def _mean_answer(views: list[Tensor]) -> Tensor:
+    rows, _ = pack(views, "* k")
+    return rows.mean(dim=0)
+
+
+def _views_case(counts: tuple[int, ...], k: int, *settings: float) -> tuple:
+    student, features = [0.3 * _random(2, t, k) for t in counts], [_features(2, t, 6) for t in counts]
+    teacher, of_teacher = (
+        [0.3 * _random(2, t, k) for t in counts[:2]],
+        [_features(2, t, 6) for t in counts[:2]],
+    )
+    return (student, features, teacher, of_teacher, 0.1 * _random(k), *settings)
+
+
+REGION_LOSS = Exercise(
+    name="region_loss",
+    solution=region_loss,
+    cases=(_views_case((4, 5, 2), 5, 0.1, 0.04, 0.9), _views_case((3, 5, 2, 2), 7, 0.2, 0.05, 0.6)),
+    praise="Each view answers for every other one, and the center moves towards all that the teacher said.",
+    mistakes={
+        "same view too": Mistake(
+            _over(_mean, own=True),
+            "You compare a view with itself too: there every region is its own match. Leave out v = i.",
+        ),
+        "global views only": Mistake(
+            _over(_global_only),
+            "Only the global views answer. All views of the student do, the local ones too.",
+        ),
+        "sum of the pairs": Mistake(
+            _over(lambda numbers, *_: torch.stack(numbers).sum()),
+            "You added up the pairs of views. Take their mean, as DINO's loss does.",
+        ),
+        "mean over all regions": Mistake(
+            _over(_weighted),
+            "Your mean is over all regions at once, so that large views count for more. First the mean over "
+            "the regions of a pair, then over the pairs.",
+        ),
+        "not centred": Mistake(
+            _with(center=lambda given: torch.zeros_like(given["center"])),
+            "The center is not used: it is taken away from the teacher's logits before the softmax.",
+        ),
+        "student centred too": Mistake(
+            _with(student=lambda given: [view - given["center"] for view in given["student"]]),
+            "The center is the teacher's: leave the student's logits as they are.",
+        ),
+        "temperatures exchanged": Mistake(
+            _with(
+                student_temp=lambda given: given["teacher_temp"],
+                teacher_temp=lambda given: given["student_temp"],
+            ),
+            "The temperatures have changed places: the teacher's is the lower one.",
+        ),
+        "no temperature for the student": Mistake(
+            _with(student_temp=lambda given: 1.0),
+            "The student's logits are not divided by its temperature.",
+        ),
+        "one temperature": Mistake(
+            _with(teacher_temp=lambda given: given["student_temp"]),
+            "The targets have the student's temperature. The teacher has its own, a lower one.",
+        ),
+        "center stays": Mistake(
+            _center_changed(lambda given: given["center"]),
+            "The loss is right, but the center stays where it was. `next_center` moves it.",
+        ),
+        "center of the student": Mistake(
+            _center_changed(lambda given: _moved(_mean_answer(given["student"]), given)),
+            "The loss is right, but the center moves towards the student's answers. It is the mean of what "
+            "the *teacher* said.",
+        ),
+        "center of the last view": Mistake(
+            _center_changed(lambda given: _moved(_mean_answer(given["teacher"][-1:]), given)),
+            "The loss is right, but the center has seen the last of the teacher's views only: it moves "
+            "towards the mean over all of them.",
+        ),
+        "center as a mean of means": Mistake(
+            _center_changed(
+                lambda given: _moved(
+                    torch.stack([_mean_answer([view]) for view in given["teacher"]]).mean(dim=0), given
+                )
+            ),
+            "The loss is right. The center moves towards the mean over all the teacher's regions at once, "
+            "not towards the mean of the views' means: pack the views first.",
+        ),
+    },
+)
+
+
+# ---- practice ----------------------------------------------------------------------------------------------
 
 
 def _mutual(likeness: Tensor) -> Tensor:
@@ -219,18 +472,18 @@ def _mutual_matches(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _same_number(student: Tensor, teacher: Tensor) -> Tensor:
-    return _cosines(student, teacher).argmax(dim=2) == torch.arange(student.shape[1])
+    return best_match(student, teacher) == torch.arange(student.shape[1])
 
 
 def _is_anyones(student: Tensor, teacher: Tensor) -> Tensor:
     """Whether some region of the teacher goes to this region of the student."""
-    back = _cosines(student, teacher).argmax(dim=1)
+    back = best_match(teacher, student)
     return (back[:, None] == torch.arange(student.shape[1])[:, None]).any(dim=2)
 
 
 def _has_a_match_of_its_own(student: Tensor, teacher: Tensor) -> Tensor:
     """Whether no other region of the student goes to the same one."""
-    there = _cosines(student, teacher).argmax(dim=2)
+    there = best_match(student, teacher)
     return (there[:, :, None] == there[:, None]).sum(dim=2) == 1
 
 
@@ -246,13 +499,16 @@ MUTUAL_MATCHES = Exercise(
     mistakes={
         "not normalised": Mistake(
             lambda student, teacher: _mutual(student @ teacher.mT),
-            "The features are multiplied as they are. On the way back the student's lengths decide as "
-            "well: normalise both.",
+            "The features are multiplied as they are. On the way back the student's lengths decide as well: "
+            "normalise both.",
         ),
         "only the teacher's normalised": Mistake(
             lambda student, teacher: _mutual(student @ F.normalize(teacher, dim=-1).mT),
-            "You normalise the teacher's features only. That is enough on the way there; on the way back "
-            "the student's lengths decide: normalise both.",
+            "You normalise the teacher's features only. That is enough on the way there; on the way back the "
+            "student's lengths decide: normalise both.",
+        ),
+        "normalised over the regions": Mistake(
+            lambda student, teacher: _mutual(_cosines_over_regions(student, teacher)), _WRONG_AXIS
         ),
         "same number": Mistake(
             _same_number,
@@ -265,8 +521,8 @@ MUTUAL_MATCHES = Exercise(
         ),
         "nobody else's": Mistake(
             _has_a_match_of_its_own,
-            "You test whether j shares its match with no other region. Of several that go to one region, "
-            "the one it goes back to is mutual.",
+            "You test whether j shares its match with no other region. Of several that go to one region, the "
+            "one it goes back to is mutual.",
         ),
         "turned round": Mistake(
             lambda student, teacher: ~_mutual_matches(student, teacher),
@@ -275,4 +531,68 @@ MUTUAL_MATCHES = Exercise(
     },
 )
 
-EXERCISES = [MATCHED_TARGETS, PAIR_LOSS, MUTUAL_MATCHES]
+
+def _carried(likeness: Tensor, masks: Tensor, n: int) -> Tensor:
+    """The mean mask of the n most alike: cosines (b, t, s), masks (b, s) -> shares (b, t)."""
+    nearest = likeness.topk(n, dim=-1).indices  # (b, t, n)
+    return masks.float()[torch.arange(len(masks))[:, None, None], nearest].mean(dim=-1)
+
+
+def _carry_masks(student: Tensor, teacher: Tensor, masks: Tensor, n: int) -> Tensor:
+    return _carried(_cosines(student, teacher), masks, n)
+
+
+def _carry_weighted(student: Tensor, teacher: Tensor, masks: Tensor, n: int) -> Tensor:
+    values, nearest = _cosines(student, teacher).topk(n, dim=-1)
+    known = masks.float()[torch.arange(len(masks))[:, None, None], nearest]
+    return (values.softmax(dim=-1) * known).sum(dim=-1)
+
+
+CARRY_MASKS = Exercise(
+    name="carry_masks",
+    solution=_carry_masks,
+    cases=(
+        (_features(2, 5, 4), _features(2, 7, 4), _random(2, 7) > 0, 3),
+        (_features(3, 6, 4), _features(3, 6, 4), _random(3, 6) > 0, 1),
+        (_features(2, 4, 5), _features(2, 9, 5), _random(2, 9) > 0, 4),
+    ),
+    praise="A mask drawn once goes wherever the features do: so objects are followed through a film.",
+    mistakes={
+        "not normalised": Mistake(
+            lambda student, teacher, masks, n: _carried(student @ teacher.mT, masks, n), _NOT_NORMALISED
+        ),
+        "normalised over the regions": Mistake(
+            lambda student, teacher, masks, n: _carried(_cosines_over_regions(student, teacher), masks, n),
+            _WRONG_AXIS,
+        ),
+        "the best only": Mistake(
+            lambda student, teacher, masks, n: _carry_masks(student, teacher, masks, 1),
+            "You ask the best match only. Take the mean over the n best.",
+        ),
+        "the worst": Mistake(
+            lambda student, teacher, masks, n: _carried(-_cosines(student, teacher), masks, n), _LEAST_ALIKE
+        ),
+        "weighted": Mistake(
+            _carry_weighted,
+            "You weight the n best by a softmax of their cosines. Here each of them counts the same.",
+        ),
+        "summed": Mistake(
+            lambda student, teacher, masks, n: n * _carry_masks(student, teacher, masks, n),
+            "You count how many of the n best show the object. Their share is wanted: divide by n.",
+        ),
+        "same place": Mistake(
+            lambda student, teacher, masks, n: masks.float().gather(1, _same_place(student, teacher)),
+            "Region j takes what region j of the other view shows. Its best matches are to be asked.",
+        ),
+    },
+)
+
+
+EXERCISES: list[Exercise] = [
+    BEST_MATCH,
+    PAIR_LOSS,
+    REGIONS_OF,
+    REGION_LOSS,
+    MUTUAL_MATCHES,
+    CARRY_MASKS,
+]

@@ -197,7 +197,9 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(part) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_copied(part) for part in value)
+        parts = [_copied(part) for part in value]
+        # The constructor of a named tuple takes its parts one by one.
+        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     return copy.deepcopy(value)
 
 

@@ -105,17 +105,20 @@ class ImageFolderStream(Dataset):
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Any:
+    def __getitem__(self, index: int | tuple[int, int] | None) -> Any:
         """One picture, transformed, or the pair of it and its label.
 
         Args:
             index: 0 … len - 1, or a pair of this and the seed of its random numbers, as `loader` gives;
-                without it the seed is drawn from PyTorch.
+                without it the seed is drawn from PyTorch. None is for a picture that is skipped: an empty
+                tensor comes in its place.
 
         Raises:
             IndexError: for an index out of range.
             ValueError: if no picture of all can be read.
         """
+        if index is None:
+            return torch.empty(0)
         position, seed = index if isinstance(index, tuple) else (index, _draw_seed())
         if not -len(self) <= position < len(self):
             raise IndexError(f"there is no picture {position} among {len(self)}")
@@ -152,6 +155,7 @@ class ImageFolderStream(Dataset):
         seed: int = 0,
         multiprocessing_context: str | None = None,
         pin_memory: bool = False,
+        skip_batches: int = 0,
     ) -> DataLoader:
         """Batches for `fit`, or for evaluation with `shuffle=False`.
 
@@ -162,6 +166,8 @@ class ImageFolderStream(Dataset):
             seed: of the order and of the random numbers of the pictures, both drawn anew in every pass.
             multiprocessing_context: ``'fork'``, ``'spawn'`` or ``'forkserver'``; the system's by default.
             pin_memory: whether batches come in page-locked memory, from where a GPU copies them faster.
+            skip_batches: how many batches are empty at first, counted over all passes. `fit` draws those of a
+                resumed run again, to go on behind them: they need not be read.
 
         Returns:
             A DataLoader of what the transform gives, stacked.
@@ -171,15 +177,17 @@ class ImageFolderStream(Dataset):
             TypeError: for an argument of another type.
         """
         require_at_least(1, batch_size=batch_size)
-        require_at_least(0, workers=workers, seed=seed)
+        require_at_least(0, workers=workers, seed=seed, skip_batches=skip_batches)
         if shuffle and len(self) < batch_size:
             raise ValueError(
                 f"{str(self.root)!r} has {len(self)} pictures, too few for a batch of {batch_size}"
             )
+        batches_in_a_pass = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
+        passes, batches = divmod(skip_batches, batches_in_a_pass)
         return DataLoader(
             self,
             batch_size,
-            sampler=SeededSampler(len(self), shuffle, seed),
+            sampler=SeededSampler(len(self), shuffle, seed, skip=(passes, batches * batch_size)),
             drop_last=shuffle,
             num_workers=workers,
             worker_init_fn=_leave_interrupts,
@@ -219,25 +227,32 @@ class SeededSampler(Sampler):
         length: of the data set.
         shuffle: draw another order in every pass.
         seed: of the first pass; the next ones go on from it.
+        skip: how many passes, and then how many pictures of the next one, are skipped: they are drawn, and
+            None comes in their place.
 
     Attributes:
         generator: source of the draws. `fit` keeps its state in a checkpoint, Accelerate keeps it the same in
             all processes.
     """
 
-    def __init__(self, length: int, shuffle: bool = True, seed: int = 0) -> None:
-        self.length, self.shuffle = length, shuffle
+    def __init__(
+        self, length: int, shuffle: bool = True, seed: int = 0, skip: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.length, self.shuffle, self.skip, self.passes = length, shuffle, skip, 0
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Pairs of a position and a seed."""
+    def __iter__(self) -> Iterator[tuple[int, int] | None]:
+        """Pairs of a position and a seed; None for what is skipped."""
         seed = _draw_seed(self.generator)
         order = torch.randperm(self.length, generator=self.generator, device="cpu").tolist()
-        for position in order if self.shuffle else range(self.length):
-            yield position, seed + position
+        passes, pictures = self.skip
+        skipped = self.length if self.passes < passes else pictures if self.passes == passes else 0
+        self.passes += 1
+        for number, position in enumerate(order if self.shuffle else range(self.length)):
+            yield None if number < skipped else (position, seed + position)
 
 
 def _draw_seed(generator: torch.Generator | None = None) -> int:

@@ -4,7 +4,7 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import attention, cait, distillation, evaluation, max_vit, patching, start, training, vit, xcit
+from . import (attention, cait, dino, distillation, es_vit, evaluation, max_vit, mpp, patching, start, training, vit, xcit)
 from .shared import (
     COLOURS,
     DASHES,
@@ -29,13 +29,16 @@ __all__ = [
     "attention_maps",
     "cait",
     "curves",
+    "dino",
     "distillation",
     "draw_image",
     "evaluation",
+    "es_vit",
     "gallery",
     "heatmap",
     "image_element",
     "max_vit",
+    "mpp",
     "patch_lines",
     "patching",
     "show",
