@@ -402,7 +402,7 @@ def _log_centred(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
 
 
 def teacher_target(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """What the teacher asks for: its logits without their center, sharpened.
+    """The targets of the teacher: its logits without their center, sharpened.
 
     Args:
         logits: of the teacher (…, k).
@@ -507,7 +507,7 @@ def _compare(
 
 
 def log_targets(teacher: Tensor, center: Tensor, teacher_temp: float, centring: str = "mean") -> Tensor:
-    """What the teacher asks for, as log-probabilities.
+    """The targets of the teacher, as log-probabilities.
 
     Args:
         teacher: logits (…, k), in float32 at least.
