@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from vit_course.lab.pretrain import (
     menu,
     pretrain,
 )
+from vit_course.lab.pretrain.run import _require_shares, make_accelerator
 
 # One for each kind of attention and of features, and one with two class tokens.
 KINDS = ["ViT", "CaiT", "XCiT", "MaxViT", "DistilledViT"]
@@ -562,42 +564,118 @@ def test_a_program_that_is_stopped_goes_on(number: int, pictures: Path, tmp_path
     assert_same(tmp_path / "run", tmp_path / "straight")
 
 
-@pytest.mark.slow
-def test_help_names_every_command() -> None:
-    with program(["--help"]) as process:
-        said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0
+def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
     for name in ("pretrain", "evaluate", "explore", "export", "lab"):
-        assert name in said
+        assert f"• {name}" in said
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"vit-course": "vit_course.cli:main"}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not find_spec("accelerate"), reason="needs the extra scale")
-@pytest.mark.parametrize("objective", ["dino", "supervised"])
-def test_two_processes_train_as_one(objective: str, pictures: Path, tmp_path: Path) -> None:
-    """The same command under `accelerate launch`: each process takes half of every batch."""
-    command = words(pictures, tmp_path / "two", objective=objective, device="cpu")
-    launch = [
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    launch += ["--main_process_port", "0"]
-    subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "vit_course", *command],
+# ---- Several processes -------------------------------------------------------------------------------------
+
+# What `torchrun` and `accelerate launch` are. The second starts several processes on GPUs only, so it is told
+# that there are some.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node"],
+    "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes"],
+}
+
+# `python -m vit_course`, which writes down which pictures each process reads to train.
+COUNTING = """
+import os, sys
+from pathlib import Path
+from vit_course.cli import main
+from vit_course.lab.data import ImageFolderStream
+
+read_one = ImageFolderStream._read
+
+def read(self, position):
+    if self.transform.__class__.__name__ != "CentreView":
+        with open(f"{sys.argv[1]}.{os.environ['RANK']}", "a") as file:
+            print(self._path(position).relative_to(self.root), file=file)
+    return read_one(self, position)
+
+ImageFolderStream._read = read
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def launch(launcher: str, processes: int, program: list[str]) -> str:
+    """What a program says on stderr that a launcher starts so many times."""
+    module, *options = LAUNCHERS[launcher]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *options, str(processes), *program],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
         capture_output=True,
+        encoding="utf-8",
     )
-    assert main(words(pictures, tmp_path / "one", objective=objective, device="cpu")) == 0
-    for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
-        assert one.keys() == two.keys()
-        torch.testing.assert_close(list(two.values()), list(one.values()), rtol=1e-4, atol=1e-4)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def assert_trained_as_one(one: Path, many: Path) -> None:
+    """Losses, right answers, and weights, in float32."""
+    for ours, theirs in zip(log(one), log(many), strict=True):
+        assert ours.keys() == theirs.keys()
+        torch.testing.assert_close(list(theirs.values()), list(ours.values()), rtol=1e-5, atol=1e-5)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, many))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-5)
+
+
+needs_accelerate = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the extra scale")
+
+
+@pytest.mark.slow
+@needs_accelerate
+def test_two_processes_train_as_one(pictures: Path, tmp_path: Path) -> None:
+    """Each reads and trains on half of every batch, and none on a picture of the other."""
+    counting, read = tmp_path / "counting.py", tmp_path / "read"
+    counting.write_text(COUNTING, encoding="utf-8")
+    settings = {"device": "cpu", "batch": 8, "steps": 2}
+    arguments = words(pictures, tmp_path / "two", **settings)
+    launch("torchrun", 2, [str(counting), str(read), *arguments])
+    assert main(words(pictures, tmp_path / "one", **settings)) == 0
+    assert_trained_as_one(tmp_path / "one", tmp_path / "two")
+    halves = [Path(f"{read}.{rank}").read_text(encoding="utf-8").split() for rank in (0, 1)]
+    assert [len(half) for half in halves] == [8, 8] and len({*halves[0], *halves[1]}) == 16
+
+
+@pytest.mark.soak
+@needs_accelerate
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("objective", ["dino", "es_vit", "supervised"])
+def test_four_processes_train_as_one(objective: str, launcher: str, pictures: Path, tmp_path: Path) -> None:
+    """Not MPP, whose corruption each process draws for its own part."""
+    settings = {"objective": objective, "device": "cpu", "batch": 8, "steps": 10, "centring": "sinkhorn"}
+    settings |= {"evaluate_every": 5, "accumulate": 2 if objective == "supervised" else 1}
+    launch(launcher, 4, ["-m", "vit_course", *words(pictures, tmp_path / "four", **settings)])
+    assert main(words(pictures, tmp_path / "one", **settings)) == 0
+    assert_trained_as_one(tmp_path / "one", tmp_path / "four")
+
+
+@needs_accelerate
+def test_a_batch_that_processes_cannot_divide_is_refused() -> None:
+    settings = Pretraining(Path("pictures"), Path("run"), batch=16)
+    _require_shares(settings, 4)
+    _require_shares(replace(settings, accumulate=2), 4)
+    with pytest.raises(ValueError, match="a batch of 16 cannot be divided among 3 processes"):
+        _require_shares(settings, 3)
+    with pytest.raises(ValueError, match="a micro-batch of 4 cannot be divided among 8 processes"):
+        _require_shares(replace(settings, accumulate=4), 8)
+
+
+@needs_accelerate
+def test_one_process_in_the_place_of_several_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `accelerate launch --num_processes 2` does on a computer without GPUs."""
+    assert make_accelerator("cpu") is None
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert make_accelerator("cpu").num_processes == 1
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.warns(UserWarning, match="one process only.*torchrun starts several"):
+        assert make_accelerator("cpu").num_processes == 1
