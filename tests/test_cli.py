@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import pytest
 import torch
 from layout import ROOT
 from safetensors.torch import load_file
+from support.photo_folder import write_broken, write_pictures
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -147,6 +151,8 @@ def test_every_objective_trains_every_kind_of_backbone(
     assert model.num_classes == (2 if objective == "supervised" else 0)
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert config["settings"]["objective"] == objective and config["classes"] == ["barns", "ponds"]
+    assert config["settings"].keys() == Pretraining.__dataclass_fields__.keys()
+    assert config["versions"] == {name: version(name) for name in ("vit_course", "torch", "torchvision")}
     first = type(model)(**config["arguments"], num_classes=model.num_classes).state_dict()
     assert model.state_dict().keys() == first.keys()
 
@@ -195,6 +201,50 @@ def test_stopped_and_resumed_is_undisturbed(
     stop_after(0)
     assert main(words(pictures, tmp_path / "run", backbone, **settings, resume=True)) == 0
     assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_broken_file_is_named_once_and_passed_over(
+    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Whichever process meets it, in training or when neighbours are looked for."""
+    folder = tmp_path / "photographs"
+    shutil.copytree(pictures, folder)
+    broken = [path for name in ("barns", "ponds") for path in write_broken(folder / name)]
+    settings = {"objective": "mpp", "steps": 14, "evaluate_every": 5, "validation": 0.25, "workers": 1}
+    assert main(words(folder, tmp_path / "run", **settings)) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert len(log(tmp_path / "run")) == 14
+    for path in broken:
+        assert sum(f"warning: {path} cannot be read as a picture" in line for line in said) == 1
+    assert len(said) == len(broken)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bars_are_for_a_terminal(
+    is_terminal: bool,
+    run: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    arguments = words(pictures, tmp_path / "run", objective="mpp", validation=0)
+    arguments.remove("--no-progress")
+    for command in (arguments, ["evaluate", str(run), "--workers", "0"]):
+        assert main(command) == 0
+        bars = capsys.readouterr().err
+        assert ("100%" in bars) == is_terminal, command
+        assert is_terminal or not bars
+    assert main([*arguments, "--no-progress", "--resume"]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_a_log_for_tensorboard(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = tmp_path / "run"
+    assert main(words(pictures, run, objective="mpp", validation=0, tensorboard=True)) == 0
+    assert [file.name.startswith("events") for file in (run / "tensorboard").iterdir()] == [True]
 
 
 def test_a_resumed_run_does_not_read_again_what_it_has_seen(
@@ -440,6 +490,22 @@ def test_evaluate_prints_and_stores_what_it_measures(run: Path, capsys: pytest.C
     assert log(run)[-1]["validation_knn"] == numbers["knn"]
 
 
+def test_evaluate_asks_about_pictures_that_were_kept_from_training(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In a folder where these, and only these, lie in the wrong class, no answer is right."""
+    asked = LabelledPictures(pictures, 16, 0.25).loaders[1].dataset
+    others = {"barns": "ponds", "ponds": "barns"}
+    for path in pictures.rglob("*.png"):
+        place = tmp_path / path.relative_to(pictures)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(path, place)
+    for path in (asked._path(number) for number in range(len(asked))):
+        shutil.copy(pictures / others[path.parent.name] / path.name, tmp_path / path.relative_to(pictures))
+    assert main(["evaluate", str(run), "--data", str(tmp_path), "--workers", "0"]) == 0
+    assert capsys.readouterr().out == "knn 0.0 %, linear 0.0 %, accuracy 0.0 %\n"
+
+
 def test_explore_writes_one_page(
     run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -539,11 +605,11 @@ def program(arguments: list[str], **more: Any) -> subprocess.Popen:
 
 def wait_for_step(run: Path, step: int) -> None:
     """Until the log has so many lines."""
-    for _ in range(1200):
+    for _ in range(12000):
         if (run / "log.jsonl").exists() and len((run / "log.jsonl").read_bytes().splitlines()) >= step:
             return
         time.sleep(0.05)
-    raise TimeoutError(f"no step {step} within a minute")
+    raise TimeoutError(f"no step {step} within ten minutes")
 
 
 @pytest.mark.slow
@@ -562,6 +628,66 @@ def test_a_program_that_is_stopped_goes_on(number: int, pictures: Path, tmp_path
     assert main(words(pictures, tmp_path / "run", **settings | {"workers": 0}, resume=True)) == 0
     assert main(words(pictures, tmp_path / "straight", **settings | {"workers": 0})) == 0
     assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("objective", ["dino", "supervised"])
+def test_ten_kills_at_random_moments_cost_nothing(objective: str, pictures: Path, tmp_path: Path) -> None:
+    """Checkpoint and weights are written after every step: many kills hit that."""
+    draws, halves, done = random.Random(0), 0, 0
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    settings = {"objective": objective, "steps": 200, "checkpoint_every": 1, "evaluate_every": 50}
+    for kill in range(10):
+        with program(words(pictures, run, **settings, workers=1, resume=True)) as process:
+            wait_for_step(run, done + draws.randint(1, 15))
+            time.sleep(draws.uniform(0, 0.1))
+            assert process.poll() is None, process.communicate()
+            process.kill()
+        halves += any(name.endswith(".part") for name in os.listdir(run))
+        load_model(run / "model")
+        before, done = done, torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+        assert done > before and len(log_of_whole_lines(run)) - done in (0, 1), f"kill {kill}"
+    assert halves, "no kill hit the writing of a file"
+    assert main(words(pictures, run, **settings, resume=True)) == 0
+    assert main(words(pictures, straight, **settings)) == 0
+    assert_same(run, straight)
+    assert sorted(os.listdir(run)) == sorted(os.listdir(straight))
+
+
+def log_of_whole_lines(run: Path) -> list[bytes]:
+    return (run / "log.jsonl").read_bytes().split(b"\n")[:-1]
+
+
+@pytest.mark.soak
+def test_ten_thousand_pictures_and_fifty_broken_files(tmp_path: Path) -> None:
+    """Three passes: no crash, every broken file named once, as much memory as after the first."""
+    folder, run, broken = tmp_path / "photographs", tmp_path / "run", []
+    for name, times in {"barns": 2, "ponds": 3}.items():
+        (folder / name).mkdir(parents=True)
+        write_pictures(folder / name, 5000, seed=times)
+        broken += write_broken(folder / name, times)
+    of_a_pass, memory = 9045 // 50, []
+    settings = {"objective": "mpp", "steps": 3 * of_a_pass + 10, "batch": 50, "workers": 2}
+    with program(words(folder, run, **settings, evaluate_every=of_a_pass)) as process:
+        for number in (1, 2, 3):
+            wait_for_step(run, number * of_a_pass + 5)
+            memory.append(memory_of(process.pid))
+        said = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, said
+    assert [said.count(f"{path} cannot be read as a picture") for path in broken] == [1] * 50
+    assert memory[-1] - memory[0] < 30_000, f"memory in kB in each pass: {memory}"
+    assert len(log(run)) == settings["steps"]
+
+
+def memory_of(process: int) -> int:
+    """In kB, of a process and the workers that it started."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
+    lines = [
+        line
+        for number in (process, *children)
+        for line in Path(f"/proc/{number}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    ]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
@@ -625,7 +751,10 @@ def assert_trained_as_one(one: Path, many: Path) -> None:
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, many))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-5)
+        difference = (theirs[name] - tensor).abs()
+        if name.endswith("qkv.bias"):  # that of keys has no gradient but for rounding, which AdamW scales up
+            difference = difference.unflatten(0, (3, -1))[[0, 2]]
+        assert difference.max() < 1e-5, name
 
 
 needs_accelerate = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the extra scale")
