@@ -521,6 +521,26 @@ def test_explore_writes_one_page(
         assert os.listdir(tmp_path) == ["page.html"]
 
 
+def test_explore_makes_the_input_that_the_model_was_trained_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size, and normalised by its own means: the course's, and 0.5 both for timm's tiny ViT."""
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+    white = torch.ones(1, 3, 2, 2)
+    for model, size, value in [
+        (run, 16, 0.5 / 0.27),
+        (run / "model", 16, 0.5 / 0.27),
+        ("photos-vit", 64, 0.5 / 0.27),
+        ("vit_tiny_patch16_224", 224, 1.0),
+    ]:
+        _, side, transform = cli._model_to_explore(str(model))
+        assert side == size
+        assert transform(white)[0, 0, 0, 0].item() == pytest.approx(value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -578,9 +598,11 @@ def test_lab_outside_a_clone_says_where_the_lessons_are(
 def test_the_commands_of_the_readme_are_commands() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(
-        r"^(?:accelerate launch --num_processes 2 -m vit_course|vit-course) (.+)$", readme, re.MULTILINE
+        r"^(?:(?:accelerate launch|torchrun) --\S+ \d -m vit_course|vit-course) (.+)$",
+        readme,
+        re.MULTILINE,
     )
-    assert len(lines) >= 6
+    assert len(lines) >= 7
     for line in lines:
         if line != "pretrain --help":
             command = cli.parse(shlex.split(line))
