@@ -153,6 +153,11 @@ def test_every_objective_trains_every_kind_of_backbone(
     assert config["settings"]["objective"] == objective and config["classes"] == ["barns", "ponds"]
     assert config["settings"].keys() == Pretraining.__dataclass_fields__.keys()
     assert config["versions"] == {name: version(name) for name in ("vit_course", "torch", "torchvision")}
+    if objective in ("dino", "es_vit"):
+        trained = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
+        name, weight = next(iter(model.named_parameters()))
+        assert torch.equal(weight, trained[f"teacher.backbone.{name}"])
+        assert not torch.equal(weight, trained[f"student.backbone.{name}"])
     first = type(model)(**config["arguments"], num_classes=model.num_classes).state_dict()
     assert model.state_dict().keys() == first.keys()
 
@@ -272,9 +277,11 @@ def test_a_resumed_run_does_not_read_again_what_it_has_seen(
     "option",
     [
         {"precision": "bf16"},
-        {"accumulate": 2},
         {"augment_on_device": True},
-        {"koleo": 0.1, "centring": "sinkhorn"},
+        {"koleo": 0.1},
+        {"centring": "sinkhorn"},
+        {"teacher_temp": [0.05, 0.05]},
+        {"sizes": ["layer_dropout=0.5"]},
     ],
     ids=lambda option: " ".join(option),
 )
@@ -284,6 +291,12 @@ def test_options_of_scale(option: dict[str, Any], pictures: Path, tmp_path: Path
     assert main(words(pictures, tmp_path / "run", validation=0, **option)) == 0
     plain, other = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("plain", "run"))
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
+
+
+def test_micro_batches_train_as_the_whole_batch(pictures: Path, tmp_path: Path) -> None:
+    for accumulate in (1, 3):
+        assert main(words(pictures, tmp_path / str(accumulate), validation=0, accumulate=accumulate)) == 0
+    assert_trained_as_one(tmp_path / "1", tmp_path / "3")
 
 
 def test_workers_change_nothing(pictures: Path, tmp_path: Path) -> None:
