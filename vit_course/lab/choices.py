@@ -128,6 +128,11 @@ class Choices:
         return not self.is_generated and bool(self.data) and self._folder.is_dir()
 
     @property
+    def pictures_name(self) -> str:
+        """What to call the pictures: a folder without the path to it."""
+        return self._folder.resolve().name if self.is_folder else self.data
+
+    @property
     def is_photographic(self) -> bool:
         """Whether the pictures have an upright, and colours that mean something."""
         return self.data == "photos" or self.is_folder

@@ -14,7 +14,7 @@
 from .folder import image_folder
 from .handwriting import digits
 from .image_set import MEAN, STD, ImageSet, normalise
-from .photo_crops import IMAGENET_MEAN, IMAGENET_STD, PhotoCrops, PhotoView, photo_views
+from .photo_crops import IMAGENET_MEAN, IMAGENET_STD, PhotoCrops, PhotoView
 from .photographs import PHOTO_CREDITS, Credit, photo, photos
 from .published import cifar10, published
 from .reach import reach, reach_dense
@@ -40,7 +40,6 @@ __all__ = [
     "image_folder",
     "normalise",
     "photo",
-    "photo_views",
     "photos",
     "published",
     "reach",

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vit_course.patching import require_at_least, require_between
 
-from .image_set import MEAN, STD, normalise
+from .image_set import MEAN, STD
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # the weights of red, green and blue in the grey of ITU-R BT.601, as in Pillow
@@ -216,26 +216,6 @@ class PhotoCrops:
             (view.recolour(batch, generator) - self.mean.to(batch.device)) / self.std.to(batch.device)
             for view, batch in zip(self.views, crops, strict=True)
         ]
-
-
-def photo_views(
-    views: Sequence[PhotoView], images: Tensor, generator: torch.Generator | None = None
-) -> list[Tensor]:
-    """Views of a batch of photographs in memory, for the loop of a lesson.
-
-    Args:
-        views: how each of them is drawn.
-        images: (b, 3, h, w), values in 0..1.
-        generator: source of the draws; PyTorch's own by default.
-
-    Returns:
-        A tensor (b, 3, size, size) for each view, normalised.
-    """
-    whole = (255 * images).round().byte()
-    return [
-        normalise(view.recolour(torch.stack([view.crop(image, generator) for image in whole]), generator))
-        for view in views
-    ]
 
 
 def _require_range(name: str, given: tuple[float, float], most: float) -> None:

@@ -21,10 +21,14 @@ def run(history: Mapping[str, Sequence[float]], smooth: int) -> Figure:
         history: of `fit`.
         smooth: each point is the mean of so many values up to it.
     """
+    columns = min(len(history), 4 if len(history) == 4 else 3)
+    rows = -(-len(history) // columns)
     figure, axes = pyplot.subplots(
-        1, len(history), figsize=(WIDTH, 2.4), squeeze=False, layout="constrained", sharex=True
+        rows, columns, figsize=(WIDTH, 2.4 * rows), squeeze=False, layout="constrained"
     )
-    for axis, (name, values) in zip(axes[0], history.items(), strict=True):
+    for axis in axes.flat[len(history) :]:
+        axis.axis("off")
+    for axis, (name, values) in zip(axes.flat, history.items(), strict=False):
         means = [fmean(values[max(0, end - smooth) : end]) for end in range(1, len(values) + 1)]
         axis.plot(means, color=COLOURS[0], marker="o" if len(means) < 5 else None)
         axis.set(title=name, xlabel="step")

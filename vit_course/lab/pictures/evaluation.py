@@ -99,20 +99,23 @@ def by_hand(
     return figure
 
 
-def nearest(queries: ImageSet, known: ImageSet, by_kind: Mapping[str, Tensor]) -> Figure:
+def nearest(
+    queries: ImageSet, known: ImageSet, by_kind: Mapping[str, Tensor], line_height: float = 1.45
+) -> Figure:
     """Pictures, and beside each the ones that each kind of feature holds for the nearest.
 
     Args:
         queries: the pictures in question.
         known: the pictures among which neighbours were looked for.
         by_kind: for each kind of features where the neighbours stand in `known`, (queries, k).
+        line_height: of a line of pictures, in inches.
 
     Sets without classes have no names above the pictures.
     """
     k = next(iter(by_kind.values())).shape[1]
     count = len(queries) * len(by_kind)
     figure, axes = pyplot.subplots(
-        count, k + 1, figsize=(WIDTH * 0.7, 1.45 * count), squeeze=False, layout="constrained"
+        count, k + 1, figsize=(WIDTH * 0.7, line_height * count), squeeze=False, layout="constrained"
     )
     for query in range(len(queries)):
         for row, (kind, places) in enumerate(by_kind.items()):
