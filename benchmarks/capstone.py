@@ -59,7 +59,7 @@ def run_cells(choices: dict) -> dict:
     cells = [
         cell.source
         for cell in nbformat.read(LESSON, as_version=4).cells
-        if cell.cell_type == "code" and "results.load(" not in cell.source and "everything" not in cell.source
+        if cell.cell_type == "code" and "results.load(" not in cell.source
     ]
     namespace: dict = {}
     before = Path.cwd()

@@ -107,7 +107,7 @@ def test_the_page_says_how_it_came_about(run: Callable, folders: None) -> None:
     assert all(word in page for row in made["table"].rows for word in row[1:])
     for fact in (
         "mine: 24 to train on, 6 to test with, 16 × 16 pixels",
-        "hue by 36°",
+        "two crops of 75 to 100 % of the area, never turned, mirrored half of the time; colours as they are",
         "2 steps of 64 pictures, learning rate up to 0.003, seed 3",
         "patches of 4 × 4 pixels",
         "DINO on mine",

@@ -1,4 +1,4 @@
-"""What features and attention are worth, beside rules that learned nothing: values that are known beforehand."""
+"""What features and attention are worth, beside rules that learned nothing: values known beforehand."""
 
 import math
 
@@ -84,9 +84,7 @@ def test_attention_makes_a_mask_at_the_size_of_the_picture() -> None:
     masks, scores = yardsticks.attention_finds(vit(), SCENES.images[:4])
     assert masks.shape == (4, 32, 32) and masks.dtype == torch.bool
     assert ((scores > 0) & (scores <= 1 + 1e-6)).all()
-    assert (masks.view(4, 8, 4, 8, 4).float().mean(dim=(2, 4)) % 1 == 0).all(), (
-        "patches of 4 pixels are whole"
-    )
+    assert (masks.view(4, 8, 4, 8, 4).float().mean(dim=(2, 4)) % 1 == 0).all()
 
 
 def test_components_are_the_principal_ones_as_colours() -> None:
@@ -131,7 +129,7 @@ def test_a_table_has_the_columns_that_somebody_fills() -> None:
         (
             None,
             0.5,
-            "50 of 100 are named right by their nearest neighbours (Wilson's 95 % interval 40 to 60). Nobody",
+            "named right by their nearest neighbours (Wilson's 95 % interval 40 to 60). Nobody guessed",
         ),
         (55, 0.5, "The guess was 55: as near as 100 pictures can tell."),
         (20, 0.5, "The guess was 20: 30 too low."),

@@ -73,8 +73,8 @@ class Choices:
                 )
         require_at_least(1, STEPS=self.steps)
         require_at_least(0, SEED=self.seed)
-        if self.has_guess:
-            require_between(0, 100, GUESS=self.guess)
+        if self.percent is not None:
+            require_between(0, 100, GUESS=self.percent)
         self._check_sizes()
         self._check_objective()
         check_page(self.page)
@@ -138,9 +138,9 @@ class Choices:
         return self.data == "photos" or self.is_folder
 
     @property
-    def has_guess(self) -> bool:
-        """Whether the reader wrote a guess down."""
-        return self.guess is not None and self.guess is not ...
+    def percent(self) -> float | None:
+        """The guess, or None where the reader wrote none down."""
+        return None if isinstance(self.guess, EllipsisType) else self.guess
 
     @property
     def has_patches(self) -> bool:

@@ -109,7 +109,7 @@ class Illustration:
     """A figure for a page, with what a reader needs who was not there when it was made.
 
     Attributes:
-        figure: a matplotlib figure.
+        picture: a matplotlib figure.
         alt: the words in its place, for whoever cannot see it.
         caption: what it shows and how to read it, below it.
 
@@ -117,7 +117,7 @@ class Illustration:
         ValueError: where one of the two texts is empty.
     """
 
-    figure: Figure
+    picture: Figure
     alt: str
     caption: str
 
@@ -223,7 +223,7 @@ def _drawn(part: Part, heading: str) -> str:
             return _explorer(part)
         case Illustration():
             caption = f"<figcaption>{html.escape(part.caption)}</figcaption>"
-            return f"<figure>{as_html(part.figure, part.alt)}{caption}</figure>"
+            return f"<figure>{as_html(part.picture, part.alt)}{caption}</figure>"
         case (Figure() as figure, str() as alt) if alt.strip():
             return f"<figure>{as_html(figure, alt)}</figure>"
     raise TypeError(

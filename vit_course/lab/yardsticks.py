@@ -24,7 +24,9 @@ from vit_course.evaluation import (
     masks_to_pixels,
     mean_average_precision,
 )
+from vit_course.max_vit import Pyramid
 from vit_course.training import eval_mode
+from vit_course.vit import Backbone
 
 from .data import ImageSet, normalise
 from .report import Table
@@ -51,13 +53,13 @@ def grey_pixels(images: Tensor) -> Tensor:
     return pixels - pixels.mean(dim=1, keepdim=True)
 
 
-def score_features(known: Tensor, asked: Tensor, labelled: ImageSet, test: ImageSet) -> dict[str, float]:
+def score_features(known: Tensor, queries: Tensor, labelled: ImageSet, test: ImageSet) -> dict[str, float]:
     """What features are worth.
 
     Args:
         known: features (b, d) of the labelled pictures.
-        asked: features of the test pictures.
-        labelled, test: the pictures; where they have fewer than two classes nothing can be asked.
+        queries: features of the test pictures.
+        labelled, test: the pictures; where they have fewer than two classes there are no accuracies.
 
     Returns:
         "kNN" and "linear", shares of test pictures that the 20 nearest neighbours and a linear layer name
@@ -65,9 +67,9 @@ def score_features(known: Tensor, asked: Tensor, labelled: ImageSet, test: Image
     """
     scores = {}
     if len(test.classes) > 1:
-        both = known, labelled.labels, asked, test.labels
+        both = known, labelled.labels, queries, test.labels
         scores = {"kNN": knn_accuracy(*both), "linear": linear_probe(*both)}
-    return scores | {"rank": effective_rank(asked - asked.mean(dim=0))}
+    return scores | {"rank": effective_rank(queries - queries.mean(dim=0))}
 
 
 def score_masks(masks: Tensor, scores: Tensor, scenes: ImageSet) -> dict[str, float]:
@@ -147,6 +149,7 @@ def where_it_attends(backbone: nn.Module, inputs: Tensor) -> tuple[Tensor, tuple
         rows = last.weights.mean(dim=1)[:, :, last.num_prefix_tokens :]  # (b, queries, n)
         found.append(rows[:, 0] if last.num_prefix_tokens else rows.mean(dim=1))
     rows = torch.cat(found)
+    assert last.grid is not None  # such layers have one
     return rows / rows.sum(dim=1, keepdim=True), last.grid
 
 
@@ -195,7 +198,7 @@ def score_patches(scenes: ImageSet, patch_size: int) -> dict[str, dict[str, floa
     return {"the best that whole patches can": score_masks(whole_patches(scenes, grid), even, scenes)}
 
 
-def components(backbone: nn.Module, inputs: Tensor) -> Tensor:
+def components(backbone: Backbone | Pyramid, inputs: Tensor) -> Tensor:
     """The three directions in which patch features differ most, as colours.
 
     Args:
@@ -217,9 +220,9 @@ def components(backbone: nn.Module, inputs: Tensor) -> Tensor:
     return colours.view(len(inputs), rows, rows, 3).permute(0, 3, 1, 2)
 
 
-def nearest(known: Tensor, asked: Tensor, k: int) -> Tensor:
-    """Where the k features stand that are nearest to each asked one by cosine: (b, d), (q, d) -> (q, k)."""
-    return (F.normalize(asked, dim=1) @ F.normalize(known, dim=1).T).topk(k).indices
+def nearest(known: Tensor, queries: Tensor, k: int) -> Tensor:
+    """Where the k features stand that are nearest to each query by cosine: (b, d), (q, d) -> (q, k)."""
+    return (F.normalize(queries, dim=1) @ F.normalize(known, dim=1).T).topk(k).indices
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]], marked: str, caption: str) -> Table:

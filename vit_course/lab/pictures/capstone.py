@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -177,7 +178,7 @@ def _bars(axis: Axes, scores: Scores, measures: Sequence[str], marked: str) -> N
         label.set_fontweight("bold" if label.get_text() == marked else "normal")
 
 
-def _rows(images: Tensor, names: Sequence[str]) -> tuple[Figure, Sequence]:
+def _rows(images: Tensor, names: Sequence[str]) -> tuple[Figure, np.ndarray]:
     """The pictures in every row; each row has a name."""
     side = WIDTH / max(len(images), 4)
     figure, axes = pyplot.subplots(
