@@ -75,7 +75,7 @@ def attention(
         for number, (axis, weights) in enumerate(zip(line, rows, strict=True)):
             _overlay(axis, weights.unflatten(0, grid), images.shape[-2:])
             if masks is not None:
-                axis.contour(masks[number].float(), levels=[0.5], colors="white", linewidths=1.2)
+                axis.contour(masks[number].float().numpy(), levels=[0.5], colors="white", linewidths=1.2)
     return figure
 
 
@@ -199,4 +199,4 @@ def _rows(images: Tensor, names: Sequence[str]) -> tuple[Figure, np.ndarray]:
 def _overlay(axis: Axes, weights: Tensor, size: Sequence[int]) -> None:
     """Attention (rows, columns) as colours over a picture of so many pixels."""
     extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
-    axis.imshow(weights / weights.max(), cmap="viridis", alpha=0.75, vmin=0, vmax=1, extent=extent)
+    axis.imshow((weights / weights.max()).numpy(), cmap="viridis", alpha=0.75, vmin=0, vmax=1, extent=extent)
