@@ -106,18 +106,15 @@ def photograph(image: Tensor, colours: Tensor, weights: Tensor | None = None) ->
         weights: (rows, columns), scaled to the largest; None where no layer sees the whole picture.
     """
     count = 2 if weights is None else 3
-    figure, axes = pyplot.subplots(1, count, figsize=(WIDTH * count / 3, 3.3), layout="constrained")
-    for axis in axes:
-        draw_image(axis, image)
-        axis.set(xticks=[], yticks=[])
-    axes[0].set_title("photograph", fontsize=10)
+    figure, axes = pyplot.subplots(1, count, figsize=(WIDTH * 0.9 * count / 3, 3.0), layout="constrained")
+    draw_image(axes[0], image)
     if weights is not None:
-        _overlay(axes[1], weights, image.shape[-2:])
-        axes[1].set_title("attention", fontsize=10)
-    axes[-1].clear()
+        axes[1].imshow((weights / weights.max()).numpy(), cmap="viridis", vmin=0, vmax=1)
     draw_image(axes[-1], colours)
-    axes[-1].set(xticks=[], yticks=[])
-    axes[-1].set_title("components of the patches", fontsize=10)
+    titles = ["photograph", "attention", "components of the patches"]
+    for axis, title in zip(axes, titles if count == 3 else titles[::2], strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.set(xticks=[], yticks=[])
     return figure
 
 
