@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
 
     def run(**chosen: object) -> dict:
         cells = nbformat.read(NOTEBOOK, as_version=4).cells
-        namespace: dict = {"shown": shown}
+        namespace: dict = {"words_shown": shown}
         left = {"STEPS": 2} | chosen
         for number, source in enumerate(cell.source for cell in cells if cell.cell_type == "code"):
             if "your experiment: change this cell" in source:
@@ -95,7 +95,7 @@ def test_every_choice_ends_in_a_table_and_a_page(chosen: dict, run: Callable, fo
         assert made["verdict"].startswith("Nobody has named these pictures")
     else:
         assert ("The guess was 20" in made["verdict"]) == ("GUESS" in chosen)
-    assert all(words.strip() and "nan" not in words for words in made["shown"])
+    assert all(words.strip() and "nan" not in words for words in made["words_shown"])
 
 
 @pytest.mark.slow
