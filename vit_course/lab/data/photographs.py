@@ -170,16 +170,16 @@ def photos(split: str = "train", count: int | None = None, size: int = 32, seed:
     require_between(0, 2**30, seed=seed)
 
     generator = torch.Generator().manual_seed(2 * seed + (split == "test"))
-    regions = [_regions(photo(name), split) for name in PHOTO_CREDITS]
-    labels = torch.randint(len(regions), (count,), generator=generator)
+    parts = [regions(photo(name), split) for name in PHOTO_CREDITS]
+    labels = torch.randint(len(parts), (count,), generator=generator)
     upper = torch.randint(2, (count,), generator=generator)
     images = torch.stack(
-        [_random_crop(regions[i][j], size, generator) for i, j in zip(labels, upper, strict=True)]
+        [random_crop(parts[i][j], size, generator) for i, j in zip(labels, upper, strict=True)]
     )
     return ImageSet(images, labels, tuple(PHOTO_CREDITS))
 
 
-def _regions(picture: Tensor, split: str) -> tuple[Tensor, Tensor]:
+def regions(picture: Tensor, split: str) -> tuple[Tensor, Tensor]:
     """The two parts of a photograph (3, h, w) that belong to a split, of its lower and of its upper half."""
     _, h, w = picture.shape
     upper, lower = picture[:, : h // 2], picture[:, h // 2 :]
@@ -189,7 +189,7 @@ def _regions(picture: Tensor, split: str) -> tuple[Tensor, Tensor]:
     return lower[:, :, border:], upper[:, :, : w - border]
 
 
-def _random_crop(picture: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def random_crop(picture: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """A random square of one half of a photograph (3, h / 2, w), resized to (3, size, size)."""
     _, h, w = picture.shape
     share, down, right = torch.rand(3, generator=generator).tolist()

@@ -7,6 +7,7 @@ module that is named like the lesson's own: `pictures.vit` holds those of lesson
 from . import (
     attention,
     cait,
+    capstone,
     dino,
     distillation,
     es_vit,
@@ -42,6 +43,7 @@ __all__ = [
     "attention",
     "attention_maps",
     "cait",
+    "capstone",
     "curves",
     "dino",
     "distillation",

@@ -99,27 +99,38 @@ def by_hand(
     return figure
 
 
-def nearest(queries: ImageSet, known: ImageSet, by_kind: Mapping[str, Tensor]) -> Figure:
+def nearest(
+    queries: ImageSet, known: ImageSet, by_kind: Mapping[str, Tensor], line_height: float = 1.27
+) -> Figure:
     """Pictures, and beside each the ones that each kind of feature holds for the nearest.
 
     Args:
         queries: the pictures in question.
         known: the pictures among which neighbours were looked for.
         by_kind: for each kind of features where the neighbours stand in `known`, (queries, k).
+        line_height: of a line of pictures, in inches.
+
+    Sets without classes have no names above the pictures.
     """
     k = next(iter(by_kind.values())).shape[1]
     count = len(queries) * len(by_kind)
     figure, axes = pyplot.subplots(
-        count, k + 1, figsize=(WIDTH * 0.6, 1.27 * count), squeeze=False, layout="constrained"
+        count,
+        k + 1,
+        figsize=(WIDTH * 0.12 * (k + 1), line_height * count),
+        squeeze=False,
+        layout="constrained",
     )
     for query in range(len(queries)):
         for row, (kind, places) in enumerate(by_kind.items()):
             line, label = axes[query * len(by_kind) + row], queries.labels[query]
             draw_image(line[0], queries.images[query])
-            line[0].set_title(queries.classes[label], fontsize=9)
+            line[0].set_title(queries.classes[label] if queries.classes else "this one", fontsize=9)
             line[0].set_ylabel(kind, fontsize=9)
             for axis, place in zip(line[1:], places[query].tolist(), strict=True):
                 draw_image(axis, known.images[place])
+                if not known.classes:
+                    continue
                 same = known.labels[place] == label
                 axis.set_title(
                     known.classes[known.labels[place]] + (" ✓" if same else ""),
