@@ -34,7 +34,7 @@ SCALED = Exercise(
     name="scaled",
     solution=scaled,
     cases=((32,), (256,), (4096,)),
-    praise="The rate grows with the batch, and the teacher forgets as fast as before, counted in photographs.",
+    praise="The rate grows with the batch; the teacher forgets as fast as before, counted in photographs.",
     mistakes={
         "rate times batch": Mistake(
             lambda batch: (5e-4 * batch, scaled(batch)[1]),
@@ -96,7 +96,7 @@ OWN_SHARE = Exercise(
     mistakes={
         "the whole batch": Mistake(
             lambda batch, index, count: batch,
-            "Each process would draw the same batch: twice the work, and nothing gained. Keep b / count rows.",
+            "Each process would draw the same batch: twice the work for nothing. Keep b / count rows.",
         ),
         "always the first": Mistake(
             lambda batch, index, count: batch[: len(batch) // count],
@@ -377,9 +377,7 @@ ARTEFACTS = Exercise(
     praise="The median does not move for a few long tokens; the mean would hide them.",
     mistakes={
         "mean": Mistake(
-            lambda tokens, times: (
-                tokens.norm(dim=-1) > times * tokens.norm(dim=-1).mean(dim=1, keepdim=True)
-            ),
+            lambda tokens, times: tokens.norm(dim=-1) > times * tokens.norm(dim=-1).mean(dim=1, keepdim=True),
             "You compared with the mean, which the long tokens themselves lift. Take the median.",
         ),
         "median of the batch": Mistake(

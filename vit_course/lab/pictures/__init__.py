@@ -4,7 +4,22 @@ What several lessons draw stands in `shared` and is named here. The longer figur
 module that is named like the lesson's own: `pictures.vit` holds those of lesson 03.
 """
 
-from . import (attention, cait, dino, distillation, es_vit, evaluation, for_real, max_vit, mpp, patching, start, training, vit, xcit)
+from . import (
+    attention,
+    cait,
+    dino,
+    distillation,
+    es_vit,
+    evaluation,
+    for_real,
+    max_vit,
+    mpp,
+    patching,
+    start,
+    training,
+    vit,
+    xcit,
+)
 from .shared import (
     COLOURS,
     DASHES,
