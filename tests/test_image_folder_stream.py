@@ -1,6 +1,7 @@
 """Photographs read as they are needed: once for all their views, whoever reads, whatever is broken."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,6 +69,27 @@ def test_every_picture_is_read_and_every_broken_file_named_once(many: tuple[Path
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+def test_two_data_sets_name_a_broken_file_once_between_them(tmp_path: Path) -> None:
+    """Of all pictures, and of those in class folders, which come first."""
+    for name in ("barns", "ponds", ""):
+        (tmp_path / name).mkdir(exist_ok=True)
+        write_pictures(tmp_path / name, 4)
+    broken = tmp_path / "ponds" / "broken.png"
+    broken.touch()
+    everything, labelled = ImageFolderStream(tmp_path), ImageFolderStream(tmp_path, labels=True)
+    everything.share_broken(labelled)
+    place = [everything._path(number) for number in range(len(everything))].index(broken)
+    with pytest.warns(UserWarning, match=re.escape(str(broken))):
+        labelled[place]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        everything[place]
+    assert everything.broken.keys() == labelled.broken.keys() == {broken}
+    for others in (ImageFolderStream(tmp_path / "barns"), ImageFolderStream(tmp_path, test_share=0.5)):
+        with pytest.raises(ValueError, match="is not of the pictures of ImageFolderStream"):
+            everything.share_broken(others)
+
+
 def test_workers_name_a_broken_file_once_among_them(many: tuple[Path, list[Path]], tmp_path: Path) -> None:
     """In a process of its own, whose workers print their warnings."""
     folder, broken = many

@@ -69,7 +69,7 @@ MISTAKES = {
     ),
     "numbers of the last part": ("fmean(of_name)", "of_name[-1]"),
     "the centre moves with each part": ("if len(batches) > 1 or processes", "if processes"),
-    "the centre moves by the sum": (" / micro_batches\n", "\n"),
+    "the centre moves by the sum": ("(processes.mean(together) / micro_batches)", "processes.mean(together)"),
     "the teacher moves with each part": (
         "numbers = _accumulate(run, call, drawn, processes)",
         "numbers = _accumulate(run, call, drawn, processes)\n"

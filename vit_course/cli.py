@@ -1,4 +1,4 @@
-"""The command `vit-course`: train on photographs; measure, explore and export the model; open the lessons.
+"""The command `vit-course`.
 
 Each command is a dataclass: its fields are the options, its docstring is the help.
 """
@@ -11,7 +11,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from vit_course.lab.pretrain.folder import CONFIG, folder_beside, write_whole
 from vit_course.lab.pretrain.run import find_device, is_main
 from vit_course.lab.pretrain.views import square
 
+DESCRIPTION = "Train on photographs; measure, explore and export the model; open the lessons."
 STOPPED = 130  # what shells give for a program that Ctrl-C ended
 REFUSED = 2
 
@@ -49,6 +50,7 @@ class Evaluate:
         batch: photographs at a time.
         workers: processes that read photographs ahead.
         device: auto, cpu, cuda …
+        progress: whether to show bars in a terminal.
     """
 
     run: tyro.conf.Positional[Path]
@@ -56,6 +58,7 @@ class Evaluate:
     batch: int = 64
     workers: int = 2
     device: str = "auto"
+    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def parse(arguments: Sequence[str]) -> Any:
     """
     kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
     return tyro.extras.subcommand_cli_from_dict(
-        kinds, prog="vit-course", args=list(arguments), description=__doc__
+        kinds, prog="vit-course", args=list(arguments), description=DESCRIPTION
     )
 
 
@@ -139,7 +142,8 @@ def _say(words: str) -> None:
     """One sentence on stderr, from the main process only."""
     if is_main():
         line = textwrap.shorten(" ".join(words.split()), 400, placeholder=" …")
-        print(f"vit-course: {line}", file=sys.stderr)
+        clear = "\r\033[K" if sys.stderr.isatty() else ""  # of a bar, which is drawn again below
+        print(f"{clear}vit-course: {line}", file=sys.stderr)
 
 
 def _warn(message: Any, *where: Any, **more: Any) -> None:
@@ -149,7 +153,7 @@ def _warn(message: Any, *where: Any, **more: Any) -> None:
 
 def run_pretrain(settings: Pretraining) -> None:
     try:
-        history = pretrain(settings)
+        history = pretrain(replace(settings, progress=_shows_bars(settings.progress)))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop or 'stopped'}; the same command with --resume goes on") from None
     words = f"loss {history['loss'][-1]:.3f} after {len(history['loss'])} steps"
@@ -157,6 +161,11 @@ def run_pretrain(settings: Pretraining) -> None:
         words += f", {100 * history['validation_knn'][-1]:.1f} % by nearest neighbours"
     if is_main():
         print(f"{words}; weights and log are in {settings.output}")
+
+
+def _shows_bars(progress: bool) -> bool:
+    """Whether bars are wanted and someone sees them: a file or a pipe gets none."""
+    return progress and sys.stderr.isatty()
 
 
 def run_evaluate(command: Evaluate) -> None:
@@ -170,6 +179,7 @@ def run_evaluate(command: Evaluate) -> None:
         settings["validation"],
         batch=command.batch,
         workers=command.workers,
+        progress=_shows_bars(command.progress),
     )
     numbers = labelled.measure(model, OBJECTIVES[settings["objective"]].pool)
     write_whole(folder.path / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
@@ -272,7 +282,7 @@ def run_export(command: Export) -> None:
         onnx.export(model, beside / target.name, images)
         for file in beside.iterdir():
             file.replace(target.parent / file.name)
-    print(f"{target}: images (b, 3, {side}, {side}) -> logits")
+    print(f"{target}: images (b, 3, {side}, {side}) -> {'logits' if model.num_classes else 'features'}")
 
 
 def run_lab(command: Lab) -> None:

@@ -277,8 +277,8 @@ class _Processes:
         if self.accelerator is None:
             return call, optimizer
         if self.count > 1 and self.accelerator.ddp_handler is None:
-            # So a parameter may go without a gradient, as in one process; and gradients are always added up in
-            # the same order, which DDP otherwise changes after its first step: a resumed run would round anew.
+            # So a parameter may go without a gradient, as in one process; and gradients are always added
+            # up in one order, which DDP otherwise changes after its first step: a resumed run rounds anew.
             from accelerate.utils import DistributedDataParallelKwargs
 
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)

@@ -85,7 +85,9 @@ def masked() -> Experiment:
 
 
 def supervised() -> Experiment:
+    """With a layer that no step uses: it gets no gradient, in one process or in several."""
     model = small_vit(num_classes=5).double()
+    model.spare = nn.Linear(2, 2).double()
 
     def batches(generator: torch.Generator) -> dict[str, Tensor]:
         labels = torch.randint(5, (BATCH,), generator=generator)

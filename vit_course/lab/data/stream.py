@@ -146,6 +146,19 @@ class ImageFolderStream(Dataset):
                 _, self._reasons[position] = self._try(position)
         return {self._path(position): self._reasons[position] for position in sorted(self._reasons)}
 
+    def share_broken(self, other: ImageFolderStream) -> None:
+        """Let another data set know which pictures cannot be read, and know it from there: it is said once.
+
+        Args:
+            other: of the same pictures, or of the first of them, as those in class folders are.
+
+        Raises:
+            ValueError: for a data set of other pictures.
+        """
+        if self.root != other.root or not self._names.begin_with(other._names):
+            raise ValueError(f"{other!r} is not of the pictures of {self!r}")
+        other._is_broken = self._is_broken[: len(other)]
+
     def loader(
         self,
         batch_size: int,
@@ -273,6 +286,12 @@ class _Names(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.ends) - 1
+
+    def begin_with(self, others: _Names) -> bool:
+        """Whether the first of these strings are all of the others."""
+        return np.array_equal(self.ends[: len(others.ends)], others.ends) and np.array_equal(
+            self.block[: len(others.block)], others.block
+        )
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
         return os.fsdecode(self.block[self.ends[index] : self.ends[index + 1]].tobytes())

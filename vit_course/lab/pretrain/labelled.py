@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
 from vit_course.training import evaluate
@@ -27,6 +28,7 @@ class LabelledPictures:
         workers: processes that read them.
         known: the most photographs of training that lend their labels, spread over all classes.
         asked: the most photographs that are asked about.
+        progress: show bars while photographs are read.
 
     Attributes:
         classes: their names.
@@ -45,7 +47,9 @@ class LabelledPictures:
         workers: int = 0,
         known: int = 5000,
         asked: int = 2000,
+        progress: bool = False,
     ) -> None:
+        self.progress = progress
         self.loaders = []
         for split, most in {"train": known, "test": asked}.items():
             pictures = ImageFolderStream(
@@ -61,6 +65,11 @@ class LabelledPictures:
             self.loaders.append(DataLoader(pictures, batch, sampler=sampler, num_workers=workers))
         self.classes = pictures.classes
 
+    def share_broken(self, trained: ImageFolderStream) -> None:
+        """Name no photograph again that cannot be read and that the data set of the training has named."""
+        known: Any = self.loaders[0].dataset
+        trained.share_broken(known)
+
     def features(self, backbone: Any, pool: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features and labels of the known photographs, then of those that are asked about."""
         found: list[Tensor] = []
@@ -68,7 +77,7 @@ class LabelledPictures:
             labels: list[Tensor] = []
 
             def images(loader: DataLoader = loader, labels: list = labels) -> Any:
-                for batch, of_batch in loader:
+                for batch, of_batch in tqdm(loader, disable=not self.progress):
                     labels.append(of_batch)
                     yield batch
 

@@ -67,9 +67,13 @@ def pretrain(settings: Pretraining) -> dict[str, list[float]]:
     pictures = ImageFolderStream(
         settings.data, labels=objective.has_labels, test_share=settings.validation if labelled else 0.0
     )
+    if labelled:
+        labelled.share_broken(pictures)
     experiment = objective.prepare(settings, wanted, len(pictures.classes))
     loader = _loader(settings, pictures, experiment.views, _steps_done(folder, settings))
     accelerator = make_accelerator(settings.device)
+    if accelerator:
+        _require_shares(settings, accelerator.num_processes)
     device = accelerator.device if accelerator else find_device(settings.device)
     model, loss = experiment.model.to(device), experiment.loss
     if settings.augment_on_device:
@@ -142,7 +146,16 @@ def make_accelerator(device: str) -> Any:
         return None
     from accelerate import Accelerator, DataLoaderConfiguration
 
-    return Accelerator(cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True))
+    accelerator = Accelerator(
+        cpu=device == "cpu", dataloader_config=DataLoaderConfiguration(split_batches=True)
+    )
+    if "MASTER_ADDR" in os.environ and accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ:
+        # accelerate launch sets an address for several processes; without GPUs it starts one all the same
+        warnings.warn(
+            "accelerate launch started one process only, as it does on CPUs; torchrun starts several",
+            stacklevel=2,
+        )
+    return accelerator
 
 
 def _require_settings(settings: Pretraining) -> None:
@@ -166,6 +179,14 @@ def _require_settings(settings: Pretraining) -> None:
         raise ValueError(
             f"a batch of {settings.batch} cannot be divided into {settings.accumulate} micro-batches"
         )
+
+
+def _require_shares(settings: Pretraining, processes: int) -> None:
+    """Refuse a batch that processes cannot divide among them."""
+    pictures = settings.batch // settings.accumulate
+    if pictures % processes:
+        batch = f"a {'micro-' if settings.accumulate > 1 else ''}batch of {pictures}"
+        raise ValueError(f"{batch} cannot be divided among {processes} processes")
 
 
 def _require_same(folder: RunFolder, settings: Pretraining) -> None:

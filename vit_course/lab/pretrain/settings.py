@@ -58,7 +58,7 @@ class Pretraining:
         device: auto, cpu, cuda …
         augment_on_device: whether colours, blur and solarisation are computed on the device.
         tensorboard: whether to write for TensorBoard too.
-        progress: whether to show a bar.
+        progress: whether to show a bar; the command shows it in a terminal only.
         resume: go on with the run in `output`, if there is one.
     """
 
