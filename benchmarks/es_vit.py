@@ -6,19 +6,17 @@ Every row takes as many steps on the same views. The recipe is lesson 10's; what
 was chosen on other test scenes than the table is measured on.
 """
 
-import argparse
 import time
 from dataclasses import dataclass
 from statistics import mean
 
 import torch
-from tables import Table, image_sets, make, summary
+from tables import Table, command, image_sets
 from torch import Tensor, nn
 
 from vit_course.dino import DINO, DINOLoss, DINOSchedule, MultiCrop, SelfDistillation
 from vit_course.es_vit import EsViT, EsViTLoss, best_match
 from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
-from vit_course.lab import results
 from vit_course.lab.correspondence import make_copies
 from vit_course.lab.data import ImageSet, normalise
 from vit_course.max_vit import MaxViT, Pyramid
@@ -141,15 +139,5 @@ TABLE = Table(
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compute the stored table of lesson 11.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--fresh", action="store_true", help="compute everything again")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    make(TABLE, results.FOLDER / "es_vit.json", options.seeds, options.fresh)
-    print(summary("es_vit"))
-
-
 if __name__ == "__main__":
-    main()
+    command(TABLE, "es_vit", SEEDS, "Compute the stored table of lesson 11.")

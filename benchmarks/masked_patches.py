@@ -7,7 +7,6 @@ network from scratch, with as many steps or as much time. The recipe was chosen 
 aside; the table is measured on the test digits.
 """
 
-import argparse
 import copy
 import time
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
-from tables import Table, make, summary
+from tables import Table, command
 from torch import Tensor, nn
 
 from vit_course.evaluation import extract_features, knn_accuracy, linear_probe
-from vit_course.lab import results
 from vit_course.lab.data import MEAN, STD, ImageSet, digits, normalise
 from vit_course.mpp import MPP
 from vit_course.training import augment, evaluate, fit
@@ -148,15 +146,5 @@ TABLE = Table(
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compute the stored table of lesson 12.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--fresh", action="store_true", help="compute everything again")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    make(TABLE, results.FOLDER / "masked_patches.json", options.seeds, options.fresh)
-    print(summary("masked_patches"))
-
-
 if __name__ == "__main__":
-    main()
+    command(TABLE, "masked_patches", SEEDS, "Compute the stored table of lesson 12.")

@@ -12,8 +12,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from dataclasses import dataclass
 from statistics import mean
 
 import torch
@@ -34,10 +32,8 @@ from vit_course.evaluation import (
     masks_to_pixels,
 )
 from vit_course.lab import results
-from vit_course.lab.data import MEAN, STD, ImageSet, normalise
-from vit_course.lab.pictures.dino import grey_without_mean
-from vit_course.mpp import MPP
 from vit_course.lab.data import ImageSet, normalise
+from vit_course.lab.pictures.dino import grey_without_mean
 from vit_course.patching import ConvStem
 from vit_course.training import eval_mode, fit
 from vit_course.vit import ViT

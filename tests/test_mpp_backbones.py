@@ -130,7 +130,7 @@ class Dropping(PatchEmbedding):
 
 
 def test_changes_are_those_of_the_middle_patch() -> None:
-    """Of plain patches the middle token alone changes, also where they are not square; a stem's neighbours do."""
+    """Of plain patches, square or not, the middle token alone changes; of a stem its neighbours do too."""
     plain = patch_changes(PatchEmbedding(patch_size=(2, 4), dim=8, channels=2), (2, 4), channels=2)
     assert plain.shape == (9,) and plain[4] > 0 and plain[torch.arange(9) != 4].abs().max() == 0
     assert (patch_changes(ConvStem(patch_size=4, dim=8), 4, channels=3) > 0).sum() > 1

@@ -22,11 +22,11 @@ def _levels(label: int) -> list[int]:
     return [label % 8, label // 8 % 8, label // 64]
 
 
-def test_by_hand_asks_about_the_corrupted_ones_only() -> None:
+def test_by_hand_counts_the_corrupted_ones_only() -> None:
     patches = torch.rand(4, 3)
     figure = pictures.mpp.by_hand(patches, patches, torch.tensor([7, 39, 292, 5]), {1: "mask token"})
     asked = [text.get_text() for text in figure.axes[2].texts]
-    assert asked == ["not asked", "colour 39?", "not asked", "not asked"]
+    assert asked == ["not counted", "colour 39?", "not counted", "not counted"]
     assert [text.get_text() for text in figure.axes[1].texts] == ["", "mask token", "", ""]
 
 

@@ -199,7 +199,9 @@ def corrupt(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tens
     return patches.scatter(1, index[..., None].expand_as(taken), taken)
 
 
-def patch_changes(embed: nn.Module, patch_size: int | tuple[int, int], channels: int) -> Tensor:
+def patch_changes(
+    embed: nn.Module, patch_size: int | tuple[int, int], channels: int, like: Tensor | None = None
+) -> Tensor:
     """How much each of nine tokens changes where the middle one of nine black patches turns white.
 
     An embedding of plain patches changes the token in the middle alone.
@@ -208,6 +210,7 @@ def patch_changes(embed: nn.Module, patch_size: int | tuple[int, int], channels:
         embed: images (b, c, h, w) -> one token for each patch (b, n, d); its mode stays as it is.
         patch_size: p or (p1, p2), in pixels.
         channels: c.
+        like: a tensor of the images' type and device, the embedding's first weight by default.
 
     Returns:
         The largest change of each token, over its channels (9,).
@@ -215,7 +218,8 @@ def patch_changes(embed: nn.Module, patch_size: int | tuple[int, int], channels:
     Built in lesson 12.
     """
     p1, p2 = pair(patch_size, "patch_size")
-    black = next(embed.parameters()).new_zeros(1, channels, 3 * p1, 3 * p2)
+    like = next(embed.parameters()) if like is None else like
+    black = like.new_zeros(1, channels, 3 * p1, 3 * p2)
     white = black.clone()
     white[:, :, p1 : 2 * p1, p2 : 2 * p2] = 1.0
     with eval_mode(embed), torch.no_grad():
@@ -229,7 +233,8 @@ def _require_plain_patches(backbone: Backbone, channels: int) -> None:
     parts = ("patch_embed", "forward_tokens", "patch_size", "num_features", "num_prefix_tokens")
     require_backbone("MPP hides single patches, of which a pyramid has none: its backbone", backbone, *parts)
     embed = backbone.patch_embed
-    change = patch_changes(embed, backbone.patch_size, channels)
+    weight = next(backbone.parameters())  # the embedding of an adapted model lists none of its own
+    change = patch_changes(embed, backbone.patch_size, channels, like=weight)
     if not change.isfinite().all():
         raise ValueError(
             f"the tokens of {type(embed).__name__} are not finite: of a black and a white picture they "

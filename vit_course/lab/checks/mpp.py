@@ -492,7 +492,9 @@ class _Wrong(MPP):
         return logits, labels.take_along_dim(draw.index, dim=1), draw
 
 
-_SIZES = dict(image_size=16, patch_size=4, num_classes=0, dim=16, depth=1, heads=2, mlp_dim=32)
+_SIZES: dict[str, Any] = dict(
+    image_size=16, patch_size=4, num_classes=0, dim=16, depth=1, heads=2, mlp_dim=32
+)
 _SHARES = dict(replace_prob=0.5, random_patch_prob=0.3)
 MODEL = Exercise(
     name="MPP",

@@ -1,4 +1,4 @@
-"""Figures of lesson 12: what is hidden, what is asked, what a network paints, and what it is worth."""
+"""Figures of lesson 12: what is hidden, what is predicted, what a network paints, and what it is worth."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
@@ -8,6 +8,7 @@ from einops import rearrange
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from vit_course.mpp import Corruption
@@ -40,7 +41,7 @@ def paint(labels: Tensor, patch_size: int, grid: tuple[int, int], bits: int = 3)
 
 
 def by_hand(patches: Tensor, seen: Tensor, labels: Tensor, done: Mapping[int, str]) -> Figure:
-    """Rows of patches: what there is, what the network gets, what it is asked.
+    """Rows of patches: what there is, what the network gets, what it has to predict.
 
     Args:
         patches, seen: colours (n, 3).
@@ -50,7 +51,7 @@ def by_hand(patches: Tensor, seen: Tensor, labels: Tensor, done: Mapping[int, st
     asked = torch.ones_like(patches)
     for place in done:
         asked[place] = paint(labels[place : place + 1], 1, (1, 1))[:, 0, 0]
-    rows = {"there is": patches, "the network gets": seen, "it is asked": asked}
+    rows = {"there is": patches, "the network gets": seen, "it predicts": asked}
     figure, axes = pyplot.subplots(len(rows), 1, figsize=(WIDTH, 3.4), layout="constrained")
     for axis, (name, colours) in zip(axes, rows.items(), strict=True):
         axis.imshow(colours[None].numpy(), aspect="auto")
@@ -60,7 +61,7 @@ def by_hand(patches: Tensor, seen: Tensor, labels: Tensor, done: Mapping[int, st
         axis.tick_params(length=0)
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
     for place in range(len(patches)):
-        question = f"colour {labels[place]}?" if place in done else "not asked"
+        question = f"colour {labels[place]}?" if place in done else "not counted"
         for axis, word in ((axes[0], f"patch {place}"), (axes[1], done.get(place, "")), (axes[2], question)):
             box = {"facecolor": "white", "alpha": 0.85, "lw": 0} if word else None
             axis.text(place, 0, word, ha="center", va="center", fontsize=10, bbox=box)
@@ -98,7 +99,9 @@ def corrupted(image: Tensor, damaged: Tensor, labels: Tensor, draw: Corruption, 
         for place in index[chosen].tolist():
             row, column = divmod(place, grid[1])
             corner, side = (patch_size * column, patch_size * row), patch_size - 1
-            axes[1].add_patch(Rectangle(corner, side, side, fill=False, ec=colour, ls=line, lw=1.8))
+            frame = Rectangle(corner, side, side, fill=False, ec=colour, ls=line, lw=1.8)
+            frame.set_path_effects([withStroke(linewidth=4, foreground="white")])  # seen on any colour
+            axes[1].add_patch(frame)
     return figure
 
 
@@ -230,7 +233,8 @@ def gains(rows: Rows, changes: Mapping[str, tuple[Way, Way]]) -> Figure:
     figure, axis = pyplot.subplots(figsize=(WIDTH * 0.8, 0.42 * len(changes) + 0.9), layout="constrained")
     for place, ways in enumerate(changes.values()):
         points = gain(rows, *ways)
-        axis.errorbar(mean(points), place, xerr=half_interval(points), color=COLOURS[0], capsize=4, lw=2)
+        middle, half = mean(points), half_interval(points)
+        axis.errorbar(middle, place, xerr=half, fmt="|", ms=16, mew=3, color=COLOURS[1], capsize=4, lw=2)
         axis.plot(points, [place] * len(points), "o", color=COLOURS[0], alpha=0.6)
     axis.axvline(0, color="grey", lw=1)
     axis.set_yticks(range(len(changes)), list(changes))
