@@ -54,14 +54,23 @@ def test_a_curve_stands_beside_named_baselines():
     assert [text.get_text() for text in axis.texts] == ["untrained"]
 
 
-def test_principal_colours_part_what_differs_and_have_a_sign():
+def test_principal_colours_part_what_differs():
     generator = torch.Generator().manual_seed(0)
     groups = torch.randn(2, 6, generator=generator).repeat_interleave(10, dim=0)
     tokens = 5 * groups + 0.01 * torch.randn(20, 6, generator=generator)
     colours = pictures.for_real.principal_colours(tokens)
     assert colours.shape == (20, 3) and colours.min() >= 0 and colours.max() <= 1
     assert (colours[:10, 0].mean() - colours[10:, 0].mean()).abs() > 0.9
-    assert torch.allclose(colours, pictures.for_real.principal_colours(-tokens))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_token_that_stands_out_is_bright(seed):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(12, 6, generator=generator)
+    tokens[seed] *= 20
+    for signed in (tokens, -tokens):
+        first = pictures.for_real.principal_colours(signed)[:, 0]
+        assert first[seed] == 1 and first.median() < 0.5
 
 
 def test_maps_stand_right_of_the_photograph():
