@@ -191,7 +191,7 @@ class GreyPixels:
 class VitPytorchDino:
     """vit-pytorch's `Dino` as its README sets it up, but for fewer prototypes, on our backbone.
 
-    It takes as many steps, images and views as ours.
+    Its rate is the README's; the steps are worth about as many core-seconds as ours.
     """
 
     data: str

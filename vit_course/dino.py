@@ -1,7 +1,7 @@
 """DINO.
 
-How can a model learn what is in a picture when nobody tells it, and why does it not simply say the same of
-every picture?
+How can a model learn what is in a picture without a single label, and what keeps it from giving every picture
+the same answer?
 
 Made from notebooks/10_dino.ipynb by `make export`: read and edit the lesson, not this file.
 """
@@ -26,23 +26,23 @@ from vit_course.vit import Backbone, require_backbone
 
 __all__ = [
     "MultiCrop",
-    "batch_by_size",
     "DINOHead",
+    "batch_by_size",
     "MultiCropWrapper",
     "DINO",
-    "require_temperatures",
-    "next_center",
-    "sinkhorn_knopp",
-    "require_centring",
     "teacher_target",
-    "log_targets",
     "dino_loss",
+    "log_targets",
+    "next_center",
+    "require_temperatures",
+    "require_centring",
     "require_finite",
     "DINOLoss",
-    "KoLeo",
     "SelfDistillation",
     "DINOSchedule",
     "dino_schedules",
+    "sinkhorn_knopp",
+    "KoLeo",
 ]
 
 
@@ -141,33 +141,6 @@ class MultiCrop:
         return [_recolour(crop, generator) for crop in crops] if self.recolour else crops
 
 
-def batch_by_size(crops: Sequence[Tensor]) -> list[Tensor]:
-    """Crops that follow each other and have one size, put into one batch: a network then runs once for each
-    size, and the order stays.
-
-    Args:
-        crops: v tensors (b, c, h, w), h and w their own.
-
-    Returns:
-        Tensors (views · b, c, h, w), as many as there are runs of one size.
-
-    Raises:
-        ValueError: where the crops are not of the same b images.
-        TypeError: for anything but a list of image tensors.
-
-    Built in lesson 10.
-    """
-    if not isinstance(crops, list | tuple) or not crops:
-        raise TypeError(f"crops must be a list of image tensors, one for each view, got {crops!r}"[:200])
-    for crop in crops:
-        require_images(crop)
-    if len({tuple(crop.shape[:2]) for crop in crops}) > 1:
-        raise ValueError(
-            f"crops must be views of the same images, got shapes {[tuple(crop.shape) for crop in crops]}"
-        )
-    return [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: tuple(crop.shape[-2:]))]
-
-
 class DINOHead(nn.Module):
     """From features to logits over K prototypes.
 
@@ -227,6 +200,33 @@ class DINOHead(nn.Module):
         bottleneck = F.normalize(self.mlp(features.reshape(-1, self.in_dim)), dim=-1)
         logits = F.linear(bottleneck, F.normalize(self.prototypes.weight, dim=-1))
         return logits.reshape(*features.shape[:-1], -1)
+
+
+def batch_by_size(crops: Sequence[Tensor]) -> list[Tensor]:
+    """Crops that follow each other and have one size, put into one batch: a network then runs once for each
+    size, and the order stays.
+
+    Args:
+        crops: v tensors (b, c, h, w), h and w their own.
+
+    Returns:
+        Tensors (views · b, c, h, w), as many as there are runs of one size.
+
+    Raises:
+        ValueError: where the crops are not of the same b images.
+        TypeError: for anything but a list of image tensors.
+
+    Built in lesson 10.
+    """
+    if not isinstance(crops, list | tuple) or not crops:
+        raise TypeError(f"crops must be a list of image tensors, one for each view, got {crops!r}"[:200])
+    for crop in crops:
+        require_images(crop)
+    if len({tuple(crop.shape[:2]) for crop in crops}) > 1:
+        raise ValueError(
+            f"crops must be views of the same images, got shapes {[tuple(crop.shape) for crop in crops]}"
+        )
+    return [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: tuple(crop.shape[-2:]))]
 
 
 class MultiCropWrapper(nn.Module):
@@ -396,111 +396,13 @@ class DINO(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-def require_temperatures(**temperatures: float) -> None:
-    """Raise a TypeError or ValueError unless each is in 1e-6 … 1e6: with 0 there is no softmax, and with
-    infinity nothing to learn.
-
-    Built in lesson 10.
-    """
-    require_between(1e-6, 1e6, **temperatures)
-
-
-def _all_reduce(values: Tensor, operation: str) -> Tensor:
-    """Values of every process of torch.distributed, put together by "SUM" or "MAX"; where none runs, the
-    values themselves.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return values
-    values = values.clone()  # all_reduce writes into what it is given
-    distributed.all_reduce(values, getattr(distributed.ReduceOp, operation))
-    return values
-
-
-def _sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of such values of all processes of torch.distributed; where none runs, the values."""
-    return _all_reduce(values, "SUM")
-
-
-def next_center(teacher: Tensor, center: Tensor, center_momentum: float = 0.9) -> Tensor:
-    """The center for the next step: the old one, moved towards the mean of the teacher's raw logits.
-
-    Args:
-        teacher: logits (…, k), of every process where torch.distributed runs.
-        center: (k,).
-        center_momentum: share of the old center in the new one.
-
-    Returns:
-        (k,), in float32 at least.
-
-    Source: Caron et al. 2021, equation 4.
-
-    Built in lesson 10.
-    """
-    rows = teacher.detach().flatten(0, -2)
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    count = _sum_over_processes(rows.new_tensor(float(len(rows))))
-    moved = torch.lerp(_sum_over_processes(rows.sum(dim=0)) / count, center.to(rows.dtype), center_momentum)
-    return moved.to(torch.promote_types(center.dtype, torch.float32))
-
-
-def _log_sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
-    """`sinkhorn_knopp` as log-probabilities, in which nothing overflows."""
-    log_q = logits / temperature  # (n, k)
-    for _ in range(iterations):
-        largest = _all_reduce(log_q.amax(dim=0), "MAX")
-        log_q = log_q - largest  # columns: every prototype is given as much, over all processes
-        log_q = log_q - _sum_over_processes(log_q.exp().sum(dim=0)).log()
-        log_q = F.log_softmax(log_q, dim=1)  # rows: every sample gives 1
-    return log_q
-
-
-@torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Targets that use all prototypes alike: exp(logits / temperature), in turn scaled to equal sums for
-    every prototype, and to the sum 1 for every sample.
-
-    Samples come last, so that each target is a distribution. Where torch.distributed runs, a prototype's sum
-    is over the samples of all processes.
-
-    Args:
-        logits: of the teacher (n, k), not divided by the temperature.
-        temperature: the teacher's, above 0.
-        iterations: how often each of the two is done; they do not converge in 3, and are not meant to.
-
-    Returns:
-        Targets (n, k): rows sum to 1, columns nearly to n / k. In float32 at least, without gradient.
-
-    Raises:
-        ValueError: for logits of another shape, and numbers out of range.
-        TypeError: for anything but a tensor of floats.
-
-    Source: Oquab et al. 2023 (DINOv2), section 4, after Caron et al. 2020 (SwAV) and Cuturi 2013.
-
-    Built in lesson 10.
-    """
-    require_floats("logits", logits, "n k")
-    require_temperatures(temperature=temperature)
-    require_at_least(1, iterations=iterations)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return _log_sinkhorn(logits, temperature, iterations).exp()
-
-
-def require_centring(centring: str) -> None:
-    """Raise a ValueError unless it is "mean" or "sinkhorn".
-
-    Built in lesson 10.
-    """
-    if centring not in ("mean", "sinkhorn"):
-        raise ValueError(f"centring must be 'mean' or 'sinkhorn', got {centring!r}")
-
-
 def _log_centred(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
     """`teacher_target` as log-probabilities."""
     return F.log_softmax((teacher - center) / temperature, dim=-1)
 
 
 def teacher_target(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """What the teacher asks for: its logits without their center, sharpened.
+    """The targets of the teacher: its logits without their center, sharpened.
 
     Args:
         logits: of the teacher (…, k).
@@ -515,31 +417,6 @@ def teacher_target(logits: Tensor, center: Tensor, temperature: float) -> Tensor
     Built in lesson 10.
     """
     return _log_centred(logits, center, temperature).exp()
-
-
-def log_targets(teacher: Tensor, center: Tensor, teacher_temp: float, centring: str = "mean") -> Tensor:
-    """What the teacher asks for, as log-probabilities.
-
-    Args:
-        teacher: logits (…, k), in float32 at least.
-        center: (k,), subtracted by the centring "mean".
-        teacher_temp: the temperature, above 0.
-        centring: "mean" for a softmax of the logits without their center, "sinkhorn" for `sinkhorn_knopp` of
-            all rows together.
-
-    Returns:
-        (…, k), whose exponentials sum to 1.
-
-    Built in lesson 10.
-    """
-    if centring == "mean":
-        return _log_centred(teacher, center, teacher_temp)
-    return _log_sinkhorn(teacher.flatten(0, -2), teacher_temp, iterations=3).view_as(teacher)
-
-
-def _entropy(log_targets: Tensor) -> Tensor:
-    """Mean entropy of targets (g, b, k), given as log-probabilities."""
-    return -(log_targets.exp() * log_targets).sum(dim=-1).mean()
 
 
 def dino_loss(
@@ -629,6 +506,71 @@ def _compare(
     return loss, _entropy(log_q), new_center
 
 
+def log_targets(teacher: Tensor, center: Tensor, teacher_temp: float, centring: str = "mean") -> Tensor:
+    """The targets of the teacher, as log-probabilities.
+
+    Args:
+        teacher: logits (…, k), in float32 at least.
+        center: (k,), subtracted by the centring "mean".
+        teacher_temp: the temperature, above 0.
+        centring: "mean" for a softmax of the logits without their center, "sinkhorn" for `sinkhorn_knopp` of
+            all rows together.
+
+    Returns:
+        (…, k), whose exponentials sum to 1.
+
+    Built in lesson 10.
+    """
+    if centring == "mean":
+        return _log_centred(teacher, center, teacher_temp)
+    return _log_sinkhorn(teacher.flatten(0, -2), teacher_temp, iterations=3).view_as(teacher)
+
+
+def _entropy(log_targets: Tensor) -> Tensor:
+    """Mean entropy of targets (g, b, k), given as log-probabilities."""
+    return -(log_targets.exp() * log_targets).sum(dim=-1).mean()
+
+
+def next_center(teacher: Tensor, center: Tensor, center_momentum: float = 0.9) -> Tensor:
+    """The center for the next step: the old one, moved towards the mean of the teacher's raw logits.
+
+    Args:
+        teacher: logits (…, k), of every process where torch.distributed runs.
+        center: (k,).
+        center_momentum: share of the old center in the new one.
+
+    Returns:
+        (k,), in float32 at least.
+
+    Source: Caron et al. 2021, equation 4.
+
+    Built in lesson 10.
+    """
+    rows = teacher.detach().flatten(0, -2)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    count = _sum_over_processes(rows.new_tensor(float(len(rows))))
+    moved = torch.lerp(_sum_over_processes(rows.sum(dim=0)) / count, center.to(rows.dtype), center_momentum)
+    return moved.to(torch.promote_types(center.dtype, torch.float32))
+
+
+def require_temperatures(**temperatures: float) -> None:
+    """Raise a TypeError or ValueError unless each is in 1e-6 … 1e6: with 0 there is no softmax, and with
+    infinity nothing to learn.
+
+    Built in lesson 10.
+    """
+    require_between(1e-6, 1e6, **temperatures)
+
+
+def require_centring(centring: str) -> None:
+    """Raise a ValueError unless it is "mean" or "sinkhorn".
+
+    Built in lesson 10.
+    """
+    if centring not in ("mean", "sinkhorn"):
+        raise ValueError(f"centring must be 'mean' or 'sinkhorn', got {centring!r}")
+
+
 def require_finite(
     name: str, results: Sequence[Tensor], views: Mapping[str, Tensor | Sequence[Tensor]]
 ) -> None:
@@ -653,6 +595,22 @@ def require_finite(
         f"the {name} is {results[0].item()}: not finite are the "
         f"{', '.join(causes) or 'logits divided by the temperature'}"
     )
+
+
+def _all_reduce(values: Tensor, operation: str) -> Tensor:
+    """Values of every process of torch.distributed, put together by "SUM" or "MAX"; where none runs, the
+    values themselves.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values
+    values = values.clone()  # all_reduce writes into what it is given
+    distributed.all_reduce(values, getattr(distributed.ReduceOp, operation))
+    return values
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of such values of all processes of torch.distributed; where none runs, the values."""
+    return _all_reduce(values, "SUM")
 
 
 class DINOLoss(nn.Module):
@@ -749,45 +707,6 @@ class DINOLoss(nn.Module):
                 f"shape {tuple(teacher.shape)}"
             )
         return _entropy(log_targets(teacher, self.center, self.teacher_temp.item(), self.centring))
-
-
-class KoLeo(nn.Module):
-    """Keeps the pictures of a batch apart: minus the mean logarithm of the distance from each direction to
-    its nearest neighbour.
-
-    It estimates, up to constants, minus the entropy of the features on the sphere (Kozachenko and Leonenko).
-    The choice of a neighbour has no gradient, both ends of the distance have. Over several processes each
-    one compares its own pictures, as in DINOv2. Nearest neighbours come nearer in larger batches: compare
-    its values at equal b.
-
-    Shape: features (b, d), any lengths -> a scalar, in float32 at least.
-
-    Raises:
-        ValueError: for features of another shape, and for a single picture, which has no neighbour.
-        TypeError: for anything but a tensor of floats.
-
-    Source: Sablayrolles et al. 2019, section 3; Oquab et al. 2023, section 4.
-
-    Built in lesson 10.
-    """
-
-    EPS = 1e-8
-
-    def forward(self, features: Tensor) -> Tensor:
-        require_floats("features", features, "b d")
-        if len(features) < 2:
-            raise ValueError(
-                "KoLeo needs two pictures or more, one is its own neighbour: got features of shape "
-                f"{tuple(features.shape)}"
-            )
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
-            directions = F.normalize(features, dim=1, eps=self.EPS)
-            with torch.no_grad():
-                cosines = directions @ directions.T  # (b, b)
-                nearest = cosines.fill_diagonal_(-math.inf).argmax(dim=1)
-            distances = F.pairwise_distance(directions, directions[nearest], eps=self.EPS)
-            return -(distances + self.EPS).log().mean()
 
 
 _Part = TypeVar("_Part", bound=nn.Module)
@@ -1044,3 +963,84 @@ def dino_schedules(model: DINO, loss: nn.Module, steps: int, **settings: Any) ->
         "before_step": before_step,
         "after_step": after_step,
     }
+
+
+def _log_sinkhorn(logits: Tensor, temperature: float, iterations: int) -> Tensor:
+    """`sinkhorn_knopp` as log-probabilities, in which nothing overflows."""
+    log_q = logits / temperature  # (n, k)
+    for _ in range(iterations):
+        largest = _all_reduce(log_q.amax(dim=0), "MAX")
+        log_q = log_q - largest  # columns: every prototype is given as much, over all processes
+        log_q = log_q - _sum_over_processes(log_q.exp().sum(dim=0)).log()
+        log_q = F.log_softmax(log_q, dim=1)  # rows: every sample gives 1
+    return log_q
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Targets that use all prototypes alike: exp(logits / temperature), in turn scaled to equal sums for
+    every prototype, and to the sum 1 for every sample.
+
+    Samples come last, so that each target is a distribution. Where torch.distributed runs, a prototype's sum
+    is over the samples of all processes.
+
+    Args:
+        logits: of the teacher (n, k), not divided by the temperature.
+        temperature: the teacher's, above 0.
+        iterations: how often each of the two is done; they do not converge in 3, and are not meant to.
+
+    Returns:
+        Targets (n, k): rows sum to 1, columns nearly to n / k. In float32 at least, without gradient.
+
+    Raises:
+        ValueError: for logits of another shape, and numbers out of range.
+        TypeError: for anything but a tensor of floats.
+
+    Source: Oquab et al. 2023 (DINOv2), section 4, after Caron et al. 2020 (SwAV) and Cuturi 2013.
+
+    Built in lesson 10.
+    """
+    require_floats("logits", logits, "n k")
+    require_temperatures(temperature=temperature)
+    require_at_least(1, iterations=iterations)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _log_sinkhorn(logits, temperature, iterations).exp()
+
+
+class KoLeo(nn.Module):
+    """Keeps the pictures of a batch apart: minus the mean logarithm of the distance from each direction to
+    its nearest neighbour.
+
+    It estimates, up to constants, minus the entropy of the features on the sphere (Kozachenko and Leonenko).
+    The choice of a neighbour has no gradient, both ends of the distance have. Over several processes each
+    one compares its own pictures, as in DINOv2. Nearest neighbours come nearer in larger batches: compare
+    its values at equal b.
+
+    Shape: features (b, d), any lengths -> a scalar, in float32 at least.
+
+    Raises:
+        ValueError: for features of another shape, and for a single picture, which has no neighbour.
+        TypeError: for anything but a tensor of floats.
+
+    Source: Sablayrolles et al. 2019, section 3; Oquab et al. 2023, section 4.
+
+    Built in lesson 10.
+    """
+
+    EPS = 1e-8
+
+    def forward(self, features: Tensor) -> Tensor:
+        require_floats("features", features, "b d")
+        if len(features) < 2:
+            raise ValueError(
+                "KoLeo needs two pictures or more, one is its own neighbour: got features of shape "
+                f"{tuple(features.shape)}"
+            )
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            directions = F.normalize(features, dim=1, eps=self.EPS)
+            with torch.no_grad():
+                cosines = directions @ directions.T  # (b, b)
+                nearest = cosines.fill_diagonal_(-math.inf).argmax(dim=1)
+            distances = F.pairwise_distance(directions, directions[nearest], eps=self.EPS)
+            return -(distances + self.EPS).log().mean()

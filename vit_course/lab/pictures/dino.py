@@ -302,6 +302,8 @@ def likenesses(
             if row == 0:
                 axis.set_title(name, fontsize=10)
         for axis in axes[row]:
-            axis.plot((place[1] + 0.5) * side, (place[0] + 0.5) * side, "x", color="red", ms=10, mew=2.5)
+            x, y = (place[1] + 0.5) * side, (place[0] + 0.5) * side
+            axis.plot(x, y, "x", color="black", ms=13, mew=5)  # below the white one: seen on any ground
+            axis.plot(x, y, "x", color="white", ms=11, mew=2.5)
             axis.set(xticks=[], yticks=[])
     return figure
