@@ -36,7 +36,7 @@ SECONDS_A_LINE = 20
 TIME = re.compile(r"(\d+) minutes to read and write, (\d+) s to run")
 # Of one thread, for the lessons whose time differs from that of the others.
 MOST_SECONDS = 120
-MOST_SECONDS_OF = {"00": 60, "01": 60, "02": 60, "10": 180, "14": 150} | {f"a{number}": 60 for number in range(1, 9)}
+MOST_SECONDS_OF = {"00": 60, "01": 60, "02": 60, "10": 180} | {f"a{number}": 60 for number in range(1, 9)}
 
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 TRAINING = {"fit", "backward"}
