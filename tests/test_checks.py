@@ -208,6 +208,8 @@ def in_form(form: Callable[[Tensor], Any], solution: Callable, *arguments: Any) 
 
 def formed(value: Any, form: Callable[[Tensor], Any]) -> Any:
     """A value in double precision, a list for a tuple, with its tensors and numbers in another form."""
+    if value is None:  # of a method that returns nothing
+        return None
     if isinstance(value, tuple):
         return [formed(part, form) for part in value]
     tensor = torch.as_tensor(value)
