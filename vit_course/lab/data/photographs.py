@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from vit_course.patching import require_at_least, require_between
 
@@ -177,6 +178,30 @@ def photos(split: str = "train", count: int | None = None, size: int = 32, seed:
         [random_crop(parts[i][j], size, generator) for i, j in zip(labels, upper, strict=True)]
     )
     return ImageSet(images, labels, tuple(PHOTO_CREDITS))
+
+
+def save_photos(
+    folder: str | Path, split: str = "train", count: int | None = None, size: int = 96, seed: int = 0
+) -> Path:
+    """Write crops of `photos` as JPEG files, a sub-folder for each photograph: a folder to practise on.
+
+    Args:
+        folder: is made, with what leads to it; files of the same names in it are replaced.
+        split, count, size, seed: as of `photos`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError, ValueError: as `photos`.
+        OSError: where the files cannot be written.
+    """
+    crops, folder = photos(split, count, size, seed), Path(folder).expanduser()
+    for number, (image, label) in enumerate(zip(crops.images, crops.labels.tolist(), strict=True)):
+        file = folder / crops.classes[label] / f"{number:05}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(image).save(file, quality=92)
+    return folder
 
 
 def regions(picture: Tensor, split: str) -> tuple[Tensor, Tensor]:
