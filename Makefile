@@ -98,6 +98,8 @@ results: $(BENCHABLE)
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/es_vit.py
 	$(BIN)/python benchmarks/masked_patches.py
+	$(BIN)/python benchmarks/capstone.py
+	$(BIN)/python benchmarks/for_real.py
 
 clean:
 	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -281,7 +281,6 @@ def test_a_resumed_run_does_not_read_again_what_it_has_seen(
         {"koleo": 0.1},
         {"centring": "sinkhorn"},
         {"teacher_temp": [0.05, 0.05]},
-        {"sizes": ["layer_dropout=0.5"]},
     ],
     ids=lambda option: " ".join(option),
 )
@@ -338,6 +337,7 @@ def test_photographs_get_the_photographic_views(pictures: Path, tmp_path: Path) 
     wanted = form(settings)
     experiment = OBJECTIVES["dino"].prepare(settings, wanted, 0)
     assert [view.size for view in experiment.views.views] == [224] * 2 + [96] * 8
+    assert form(replace(settings, sizes=("layer_dropout=0.1",))).arguments["layer_dropout"] == 0.1
     assert experiment.lr == 1e-3 and experiment.model.student.head.prototypes.out_features == 65536
     with pytest.raises(ValueError, match="not empty"):
         (tmp_path / "run").mkdir()

@@ -79,15 +79,33 @@ def test_masks_fade_what_they_do_not_keep():
     assert figure.axes[2].get_ylabel() == "found"
 
 
-def test_photograph_stands_beside_mask_and_components():
+def test_photograph_stands_beside_mask_and_components_of_each_network():
     mask = torch.zeros(8, 12, dtype=torch.bool)
     mask[:4] = True
-    figure = pictures.evaluation.photograph(torch.ones(3, 8, 12), mask, torch.randn(3, 2, 3))
-    assert [axis.get_title() for axis in figure.axes] == [
+    kept = {"untrained": (~mask, torch.randn(3, 2, 3)), "trained": (mask, torch.randn(3, 2, 3))}
+    image = torch.ones(3, 8, 12) * torch.tensor([0.5, 0.0, 0.1])[:, None, None]
+    figure = pictures.evaluation.photograph(image, kept)
+    assert [axis.get_title() for axis in figure.axes[:3]] == [
         "photograph",
         "60 % of the attention",
         "components of the patches",
     ]
-    assert figure.axes[1].images[0].get_array()[7, 0].tolist() == [0.25] * 3
-    components = figure.axes[2].images[0].get_array()
+    assert [axis.get_ylabel() for axis in figure.axes[1::3]] == ["untrained", "trained"]
+    shown = figure.axes[4].images[0].get_array()
+    assert shown[0, 0].tolist() == pytest.approx([0.5, 0, 0.1])
+    assert shown[7, 0].tolist() == pytest.approx([0.76] * 3)  # grey, and paler than the picture
+    assert figure.axes[1].images[0].get_array()[7, 0].tolist() == pytest.approx([0.5, 0, 0.1])
+    assert not figure.axes[3].get_visible()  # the photograph stands there once
+    components = figure.axes[5].images[0].get_array()
     assert components.shape == (2, 3, 3) and components.min() == 0 and components.max() == 1
+
+
+def test_labels_of_directions_stand_outside_the_circle():
+    directions = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
+    halves = torch.tensor([True, False, True, False])
+    circle, *_ = pictures.evaluation.by_hand(
+        directions, ["cat", "cat", "dog"], torch.tensor([0.4, 0.3, 0.2, 0.1]), halves, torch.ones(3) / 3
+    ).axes
+    for text in circle.texts:
+        x, y = text.get_position()
+        assert x**2 + y**2 > 1.05

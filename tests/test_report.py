@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from support.browser import launch
 
+import vit_course
 from vit_course.lab.explorer import AttentionExplorer
-from vit_course.lab.report import Table, check_page, write_page
+from vit_course.lab.report import Illustration, Table, check_page, write_page
 from vit_course.vit import ViT
 
 TABLE = Table(
@@ -140,9 +142,25 @@ def test_other_parts_are_refused(part: object, tmp_path: Path) -> None:
         write_page(tmp_path / "mine.html", "title", {"Here": [part]})
 
 
+def test_a_caption_stands_below_its_figure_and_the_versions_at_the_foot(
+    tmp_path: Path, figure: Figure
+) -> None:
+    plate = Illustration(figure, "A line that falls", "Lower is <better>.")
+    text = write_page(tmp_path / "mine.html", "title", {"Here": [plate]}).read_text(encoding="utf-8")
+    assert text.index("A line that falls") < text.index("<figcaption>Lower is &lt;better&gt;.</figcaption>")
+    made_with = f"vit_course {vit_course.__version__} and PyTorch {torch.__version__}"
+    assert f"<footer>Made with {made_with} on {date.today().isoformat()}.</footer>" in text
+
+
+@pytest.mark.parametrize("words", [{"alt": " "}, {"caption": ""}])
+def test_an_illustration_needs_both_texts(words: dict, figure: Figure) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(words))} must say in words"):
+        Illustration(figure, **{"alt": "words", "caption": "words"} | words)
+
+
 def test_a_figure_needs_words(tmp_path: Path, figure: Figure) -> None:
     for part in (figure, (figure,), (figure, 3), (figure, " ")):
-        with pytest.raises(TypeError, match="pairs of a figure and its words"):
+        with pytest.raises(TypeError, match="Illustrations and pairs of a figure and its words"):
             write_page(tmp_path / "mine.html", "title", {"Here": [part]})
 
 

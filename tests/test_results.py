@@ -33,6 +33,21 @@ def test_an_interval_is_that_of_a_t_test():
         results.half_interval(values[:1])
 
 
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [(10, 10, 0.7225, 1.0), (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson_s_interval_has_the_known_ends(right, count, low, high):
+    """The last row is the example of Newcombe 1998, table I."""
+    assert results.wilson(right, count) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_s_interval_needs_hits_among_trials(right, count):
+    with pytest.raises(ValueError, match=f"0 … n hits in n trials, at least one; got {right} in {count}"):
+        results.wilson(right, count)
+
+
 def test_pairs_are_of_one_seed_each():
     assert results.paired([1, 2, 3], [2, 2, 5]) == [1, 0, 2]
     with pytest.raises(ValueError, match="as many numbers in both rows, got 1 and 2"):

@@ -1,8 +1,8 @@
 """One HTML page about an experiment: tables, figures and the explorer in one file that needs no network.
 
 table = Table(("", "kNN"), [("DINO", "45 %"), ("untrained network", "12 %")])
-sections = {"The table": ["What it says.", table], "Curves": [(figure, "A curve that falls")]}
-write_page("my_experiment.html", "DINO on shapes", sections)
+curve = Illustration(figure, alt="A curve that falls", caption="The loss at each step of training.")
+write_page("my_experiment.html", "DINO on shapes", {"The table": ["What it says.", table], "Curves": [curve]})
 """
 
 import html
@@ -10,9 +10,13 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
+
+import vit_course
 
 from .explorer import AttentionExplorer
 from .pictures import as_html
@@ -34,10 +38,12 @@ caption { caption-side: bottom; text-align: left; color: var(--quiet); font-size
 th, td { padding: 4px 14px; text-align: right; border-bottom: 1px solid var(--line); }
 td { font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; font-weight: normal; }
+td:nth-child(2):last-child { text-align: left; }
 thead th { font-weight: 600; }
 tr.marked > * { background: var(--marked); font-weight: 600; }
 figure { margin: 16px 0; }
 img { max-width: 100%; background: #fff; }
+figcaption, footer { color: var(--quiet); font-size: 14px; max-width: 720px; }
 iframe { width: 100%; height: 880px; border: 1px solid var(--line); }
 """
 
@@ -98,7 +104,30 @@ class Table:
         return f"<table>{caption}\n<thead><tr>{header}</tr></thead>\n<tbody>{body}</tbody>\n</table>"
 
 
-Part = str | Table | AttentionExplorer | tuple[Figure, str]
+@dataclass(frozen=True)
+class Illustration:
+    """A figure for a page, with what a reader needs who was not there when it was made.
+
+    Attributes:
+        picture: a matplotlib figure.
+        alt: the words in its place, for whoever cannot see it.
+        caption: what it shows and how to read it, below it.
+
+    Raises:
+        ValueError: where one of the two texts is empty.
+    """
+
+    picture: Figure
+    alt: str
+    caption: str
+
+    def __post_init__(self) -> None:
+        for name, words in {"alt": self.alt, "caption": self.caption}.items():
+            if not words.strip():
+                raise ValueError(f"{name} must say in words what the picture shows, got {words!r}")
+
+
+Part = str | Table | AttentionExplorer | Illustration | tuple[Figure, str]
 
 
 def check_page(path: str | Path) -> Path:
@@ -135,8 +164,9 @@ def write_page(path: str | Path, title: str, sections: Mapping[str, Sequence[Par
     Args:
         path: the file, ``….html``; ``~`` is the home folder. One that is there is replaced.
         title: what stands at the top.
-        sections: heading -> parts: a string is a paragraph, a `Table` a table, a pair of a matplotlib figure
-            and its words in place of it a figure, and an `AttentionExplorer` stays interactive.
+        sections: heading -> parts: a string is a paragraph, a `Table` a table, an `Illustration`, or a pair
+            of a matplotlib figure and the words in place of it, a figure, and an `AttentionExplorer` stays
+            interactive. Below them stand the versions of the course and of PyTorch, and the date.
 
     Returns:
         The path, without ``~``.
@@ -159,6 +189,7 @@ def write_page(path: str | Path, title: str, sections: Mapping[str, Sequence[Par
 <body>
 <h1>{html.escape(title)}</h1>
 {body}
+<footer>{_made_with()}</footer>
 </body>
 </html>
 """
@@ -169,6 +200,11 @@ def write_page(path: str | Path, title: str, sections: Mapping[str, Sequence[Par
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _made_with() -> str:
+    versions = f"vit_course {vit_course.__version__} and PyTorch {torch.__version__}"
+    return f"Made with {versions} on {date.today().isoformat()}."
 
 
 def _section(heading: str, parts: Sequence[Part]) -> str:
@@ -185,11 +221,14 @@ def _drawn(part: Part, heading: str) -> str:
             return part._repr_html_()
         case AttentionExplorer():
             return _explorer(part)
+        case Illustration():
+            caption = f"<figcaption>{html.escape(part.caption)}</figcaption>"
+            return f"<figure>{as_html(part.picture, part.alt)}{caption}</figure>"
         case (Figure() as figure, str() as alt) if alt.strip():
             return f"<figure>{as_html(figure, alt)}</figure>"
     raise TypeError(
-        f"section {heading!r} can hold strings, Tables, AttentionExplorers and pairs of a figure and its "
-        f"words, got {part!r}"
+        f"section {heading!r} can hold strings, Tables, AttentionExplorers, Illustrations and pairs of a "
+        f"figure and its words, got {part!r}"
     )
 
 

@@ -17,6 +17,7 @@ with cpu_float32():  # the cases are drawn while their modules are imported
     from .distillation import EXERCISES as DISTILLATION
     from .es_vit import EXERCISES as ES_VIT
     from .evaluation import EXERCISES as EVALUATION
+    from .for_real import EXERCISES as FOR_REAL
     from .max_vit import EXERCISES as MAX_VIT
     from .mpp import EXERCISES as MPP
     from .patching import EXERCISES as PATCHING
@@ -40,6 +41,7 @@ EXERCISES: dict[str, Exercise] = {
     + DINO
     + ES_VIT
     + MPP
+    + FOR_REAL
 }
 
 

@@ -1,5 +1,6 @@
 """Exercises of lesson 09: features, neighbours, a linear layer, ranks, masks, and three that go on."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,9 @@ class _Map(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         return self.drop(self.layer(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_features(images).mean(dim=(-2, -1))
 
 
 _SIZES: dict[str, Any] = dict(image_size=8, patch_size=4, num_classes=6, dim=6, depth=1, heads=2, mlp_dim=12)
@@ -110,6 +114,10 @@ def _always_mean(features: Tensor, prefix: int, pool: str | None) -> Tensor:
     return features[:, 0] if pool == "cls" else features[:, prefix:].mean(dim=1)
 
 
+def _always_first(features: Tensor, prefix: int, pool: str | None) -> Tensor:
+    return _chosen(features, prefix, pool) if pool == "mean" else features[:, 0]
+
+
 def _pool_ignored(features: Tensor, prefix: int, pool: str | None) -> Tensor:
     return _chosen(features, prefix, None)
 
@@ -130,6 +138,23 @@ def _right_features(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
 def _in_the_mode_it_has(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     with torch.no_grad():
         return _right_features(backbone, images, pool)
+
+
+def _batches_in_the_mode_it_has(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    return torch.cat([_in_the_mode_it_has(backbone, batch, pool) for batch in images.split(100)])
+
+
+def _the_whole_model(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    with torch.no_grad(), eval_mode(backbone):
+        return backbone(images)
+
+
+def _prefix_of_one(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
+    with torch.no_grad(), eval_mode(backbone):
+        features = backbone.forward_features(images)
+    if features.ndim == 4:
+        return features.mean(dim=(-2, -1))
+    return _chosen(features, 1, pool)
 
 
 def _left_in_eval(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
@@ -163,6 +188,11 @@ def _first_batch(backbone: Any, images: Tensor, pool: str | None) -> Tensor:
     return extract_features(backbone, images[:100], pool)
 
 
+_MODE = (
+    "The model answered in the mode in which it was. In training, dropout gives a picture other features at "
+    "each call: use eval_mode around the loop."
+)
+
 EXTRACT_FEATURES = Exercise(
     name="extract_features",
     solution=extract_features,
@@ -174,11 +204,16 @@ EXTRACT_FEATURES = Exercise(
         (_model(_Map), _random(2, 3, 8, 12), None),
     ),
     praise="The same numbers at every call, whatever the mode was, and the model is as it was before.",
+    errors={
+        "stack expects each tensor": "The last batch may be smaller: torch.cat joins batches of any size."
+    },
     mistakes={
-        "the mode that it has": Mistake(
-            _in_the_mode_it_has,
-            "The model answered in the mode in which it was. In training, dropout gives a picture other "
-            "features at each call: use eval_mode around the loop.",
+        "the mode that it has": Mistake(_batches_in_the_mode_it_has, _MODE),
+        "the mode that it has, all images at once": Mistake(_in_the_mode_it_has, _MODE),
+        "the whole model": Mistake(
+            _the_whole_model,
+            "You called the model itself, which goes on through its head. The features are what "
+            "forward_features gives.",
         ),
         "left in eval": Mistake(
             _left_in_eval,
@@ -209,6 +244,15 @@ EXTRACT_FEATURES = Exercise(
             "You leave one token out of the mean. A distilled ViT has two before its patches: ask "
             "num_prefix_tokens.",
         ),
+        "one class token everywhere": Mistake(
+            _prefix_of_one,
+            "You counted on one class token. Some models have two, others none: ask num_prefix_tokens.",
+        ),
+        "the first token by default": Mistake(
+            _features_by(_always_first),
+            "For pool=None you took the first token of a model that has no class token: it is a patch there. "
+            "None means: the class token if there is one, else the mean.",
+        ),
         "the mean by default": Mistake(
             _features_by(_always_mean),
             "For pool=None you took the mean where there is a class token. None means: the class token if "
@@ -235,6 +279,7 @@ EXTRACT_FEATURES = Exercise(
         ),
     },
     calls=_watched,
+    watches=True,
 )
 
 
@@ -277,6 +322,19 @@ def _knn(
     return wrong
 
 
+def _one_side(train: Tensor, test: Tensor) -> Tensor:
+    return test @ F.normalize(train, dim=1).T
+
+
+def _votes_overwritten(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, k: int, temperature: float
+) -> float:
+    near, nearest = _cosines(train, test).topk(min(k, len(train)))
+    weights = ((near - near[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(test), int(labels.max()) + 1).scatter_(1, labels[nearest], weights)
+    return (votes.argmax(dim=1) == test_labels).double().mean().item()
+
+
 def _not_share(
     train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, k: int, temperature: float
 ) -> float:
@@ -317,6 +375,16 @@ KNN_ACCURACY = Exercise(
             _knn(lambda train, test: test @ train.T),
             "Plain dot products: a long row of features is then everybody's neighbour. A cosine wants rows "
             "of length one, F.normalize(features, dim=1).",
+        ),
+        "one side normalised": Mistake(
+            _knn(_one_side),
+            "Only the training rows have length one: a long test row then weighs its votes as at another "
+            "temperature. Normalise both.",
+        ),
+        "votes overwritten": Mistake(
+            _votes_overwritten,
+            "Where several neighbours are of one class, only the last one's weight is left: scatter_ "
+            "overwrites, scatter_add_ adds up.",
         ),
         "columns normalised": Mistake(
             _knn(lambda train, test: F.normalize(test, dim=0) @ F.normalize(train, dim=0).T),
@@ -390,19 +458,26 @@ def _solved(
     *,
     on_bias: float = 0.0,
     with_bias: bool = True,
+    size_of: Callable[[Tensor], Tensor] = lambda weight: weight.square().sum(),
+    clears: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Like the solution, with an objective that may differ from it."""
-    features = features.double()
+    # Gradients that pile up go nowhere in particular: only the same precision repeats where.
+    features = features.double() if clears else features
     weight = features.new_zeros(classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(classes, requires_grad=True)
     parameters = [weight, bias] if with_bias else [weight]
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        parameters,
+        max_iter=100 if clears else 500,
+        tolerance_grad=1e-5 if clears else 1e-7,
+        line_search_fn="strong_wolfe",
     )
 
     def objective() -> Tensor:
-        optimizer.zero_grad()
-        size = weight.square().sum() + on_bias * bias.square().sum()
+        if clears:
+            optimizer.zero_grad()
+        size = size_of(weight) + on_bias * bias.square().sum()
         loss = F.cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * size
         loss.backward()
         return loss
@@ -451,6 +526,16 @@ LOGISTIC_REGRESSION = Exercise(
             _penalty_times(lambda features, classes: 0.0),
             "The penalty is missing: add penalty / 2 times the sum of the squared weights.",
         ),
+        "the length, not its square": Mistake(
+            lambda *arguments: _solved(*arguments, size_of=torch.norm),
+            "The price is on the length of the weights, weight.norm(). It should be penalty / 2 times the "
+            "sum of their squares.",
+        ),
+        "gradients not cleared": Mistake(
+            lambda *arguments: _solved(*arguments, clears=False),
+            "Each call of the objective adds its gradients to those of the calls before: begin it with "
+            "optimizer.zero_grad().",
+        ),
         "the bias pays too": Mistake(
             lambda *arguments: _solved(*arguments, on_bias=1.0),
             "The bias pays a penalty here. It should cost nothing, or the result depends on where the "
@@ -469,6 +554,13 @@ LOGISTIC_REGRESSION = Exercise(
             ),
         ),
     },
+    errors={
+        "not 'NoneType'": "optimizer.step(objective) needs the loss: end the objective with return loss."
+    },
+    unknown=(
+        "the gradient of the sum is not zero at your weights. If your loss is this sum, train on until it no "
+        "longer falls, with gradients cleared at each step; if it has stopped falling, it is another sum."
+    ),
     tolerance=3e-3,
     calls=_fitted,
 )
@@ -501,53 +593,71 @@ def _bits(features: Tensor) -> float:
     return (-(shares * shares.log2()).sum()).exp().item()
 
 
-_FLAT = _random(12, 3) @ _random(3, 5) + 2.0
+def _by_the_formula(features: Tensor) -> float:
+    shares = torch.linalg.svdvals(features)
+    shares = shares / shares.sum()
+    return (-(shares * shares.log()).sum()).exp().item()
+
+
+def _about_shares(answer: Callable, says: str | Callable[[Any], str]) -> Mistake:
+    """A mistake that shows in the first three cases; the last is about a share of 0."""
+    return Mistake(answer, says, cases=3)
+
+
+# Singular values near 1: e to the entropy of what is no share stays within float32. Three directions and the
+# common one, exactly: whole numbers over a power of two.
+_TALL, _SCALED = 0.1 * (_random(20, 6) + 1), 0.1 * _random(8, 4) * torch.tensor([4.0, 2.0, 1.0, 0.2])
+_FLAT = ((4 * _random(12, 3)).round() @ (4 * _random(3, 5)).round() + 8) / 256
 
 EFFECTIVE_RANK = Exercise(
     name="effective_rank",
     solution=effective_rank,
-    cases=((_random(20, 6) + 1.0,), (_random(8, 4) * torch.tensor([4.0, 2.0, 1.0, 0.2]),), (_FLAT,)),
+    cases=((_TALL,), (_SCALED,), (_FLAT,), (torch.tensor([[1.0, 0.0], [2.0, 0.0]]),)),
     praise="No label, no second set, no choice to make: it can run beside any training.",
     mistakes={
-        "entropy alone": Mistake(
+        "entropy alone": _about_shares(
             lambda features: torch.special.entr(_shares(features)).sum().item(),
             lambda answer: f"{answer:.2f} is the entropy. Its exponential is a number of directions.",
         ),
-        "squared shares": Mistake(
+        "squared shares": _about_shares(
             _rank_of_shares(_of_squares),
             "These are shares of the squares, that is of the variance. Both papers take the singular values "
             "themselves.",
         ),
-        "centred": Mistake(
+        "centred": _about_shares(
             _rank_of_shares(lambda features: _shares(features - features.mean(dim=0))),
             "You took the mean out first. That is the rank of the covariance; both papers take the features "
             "as they are, so that one common direction counts as one.",
         ),
-        "centred, squared shares": Mistake(
+        "centred, squared shares": _about_shares(
             _rank_of_shares(lambda features: _of_squares(features - features.mean(dim=0))),
             "Two things differ: the mean was taken out, and the shares are of squares. The papers take the "
             "singular values of the features as they are.",
         ),
-        "rows of length one": Mistake(
+        "rows of length one": _about_shares(
             _rank_of_shares(lambda features: _shares(F.normalize(features, dim=1))),
             "The rows were normalised first. They count as they are here.",
         ),
-        "bits": Mistake(
+        "bits": _about_shares(
             _bits,
             "You mix bases: with a logarithm to base 2 it is 2 to the entropy, with the natural one e to it.",
         ),
-        "plain rank": Mistake(
+        "plain rank": _about_shares(
             lambda features: float(torch.linalg.matrix_rank(features.double())),
             lambda answer: (
                 f"{answer:.0f} is the rank: it counts a direction of length 0.001 like one of length 1000. "
                 "The effective rank weighs them."
             ),
         ),
-        "not shares": Mistake(
+        "not shares": _about_shares(
             _rank_of_shares(torch.linalg.svdvals),
             "The singular values were not divided by their sum: entropy is of shares that sum to one.",
         ),
-        "sign": Mistake(
+        "a share of zero": Mistake(
+            _by_the_formula,
+            "Where a singular value is 0, you compute 0 · log 0, which is nan. torch.special.entr gives 0.",
+        ),
+        "sign": _about_shares(
             lambda features: (-torch.special.entr(_shares(features)).sum()).exp().item(),
             lambda answer: f"{answer:.2f} is below one: the sign of the entropy is turned round.",
         ),
@@ -570,15 +680,20 @@ def _kept(keep_of: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Tenso
     return wrong
 
 
-def _first(ordered: Tensor, keep: float) -> Tensor:
+def _first(ordered: Tensor, keep: float, whole: Callable[[float], int] = math.ceil) -> Tensor:
     """The first patches of each row (…, n), a share of their number."""
     n = ordered.shape[-1]
-    return (torch.arange(n) < keep * n).expand(ordered.shape)
+    return (torch.arange(n) < whole(keep * n)).expand(ordered.shape)
 
 
 def _not_put_back(weights: Tensor, keep: float) -> Tensor:
     ordered = weights.sort(dim=-1, descending=True).values
     return attention_masks(ordered, keep)
+
+
+def _gathered(weights: Tensor, keep: float) -> Tensor:
+    ordered, order = weights.sort(dim=-1, descending=True)
+    return attention_masks(ordered, keep).gather(-1, order)
 
 
 def _lightest(weights: Tensor, keep: float) -> Tensor:
@@ -599,19 +714,25 @@ def _rows(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=_generator) ** 3
 
 
-# 0.35 + 0.25 is 0.6, but not in floats; and the other row has a single heavy patch.
-_EXACT = torch.tensor([[[0.35, 0.25, 0.2, 0.2], [0.02, 0.04, 0.9, 0.04]]])
+# 0.59 + 0.21 is 0.8, but less in floats of 32 and of 64 bits; and the other row has a single heavy patch.
+_EXACT = torch.tensor([[[0.59, 0.21, 0.11, 0.09], [0.02, 0.03, 0.91, 0.04]]])
+_HALVES = torch.tensor([[[4.0, 2.0, 1.0, 1.0]]])  # the first holds a half, exactly
+
+_SHARE_OF_PATCHES = (
+    "You kept a share of the patches. Wanted are the fewest that hold this share of the attention."
+)
 
 ATTENTION_MASKS = Exercise(
     name="attention_masks",
     solution=attention_masks,
-    cases=((_rows(2, 3, 9), 0.6), (_EXACT, 0.6), (3 * _rows(2, 1, 16), 0.3)),
+    cases=((_rows(2, 3, 9), 0.6), (_EXACT, 0.8), (3 * _rows(2, 1, 16), 0.3), (_HALVES, 0.5)),
     praise="The fewest patches that hold the share, each row for itself, with exactly reached counting.",
     mistakes={
         "one patch too few": Mistake(
             _kept(lambda ordered, before, keep: before + ordered <= keep * (1 + 1e-6)),
             "The last patch is missing: those kept hold less than the share. Keep a patch if the ones before "
             "it held less than the share.",
+            cases=1,
         ),
         "one patch too many": Mistake(
             _kept(lambda ordered, before, keep: before - ordered.roll(1, -1) * (before > 0) < keep),
@@ -619,8 +740,18 @@ ATTENTION_MASKS = Exercise(
         ),
         "rounding": Mistake(
             _kept(lambda ordered, before, keep: before < keep),
-            "0.35 + 0.25 of 1 is a share of 0.6, which floats miss by the last bit, so you kept a third "
+            "0.59 + 0.21 of 1 is a share of 0.8, which floats miss by the last bit, so you kept a third "
             "patch. Allow a millionth.",
+        ),
+        "or equal": Mistake(
+            _kept(lambda ordered, before, keep: before <= keep),
+            "A patch was kept although those before it held the share already: compare with `<`, not `<=`, "
+            "and with a millionth less, since floats may miss the share by the last bit.",
+        ),
+        "gathered": Mistake(
+            _gathered,
+            "The right number of patches, in the wrong places: gather reads at the places in `order`, "
+            "scatter writes there.",
         ),
         "not put back": Mistake(
             _not_put_back,
@@ -632,7 +763,10 @@ ATTENTION_MASKS = Exercise(
         ),
         "a share of the patches": Mistake(
             _kept(lambda ordered, before, keep: _first(ordered, keep)),
-            "You kept a share of the patches. Wanted are the fewest that hold this share of the attention.",
+            _SHARE_OF_PATCHES,
+        ),
+        "a share of the patches, rounded down": Mistake(
+            _kept(lambda ordered, before, keep: _first(ordered, keep, math.floor)), _SHARE_OF_PATCHES
         ),
         "a threshold": Mistake(
             lambda weights, keep: weights >= keep * weights.amax(dim=-1, keepdim=True),
@@ -665,8 +799,8 @@ def _dice(found: Tensor, truth: Tensor) -> Tensor:
     return 2 * iou / (1 + iou)
 
 
-def _counted(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    return (found & truth).sum(dim=(-2, -1)), (found | truth).sum(dim=(-2, -1))
+def _both(found: Tensor, truth: Tensor) -> Tensor:
+    return (found & truth).sum(dim=(-2, -1))
 
 
 _SOME = _masks(3, 4, 5)
@@ -686,24 +820,24 @@ JACCARD = Exercise(
             _dice,
             "This is the Dice index, twice the intersection by the sum of both areas. Jaccard divides by the "
             "union.",
+            cases=1,
+        ),
+        "the sum of both areas": Mistake(
+            lambda found, truth: _dice(found, truth) / 2,
+            "You divided by the sum of both areas, which counts the intersection twice. Divide by the union.",
+            cases=1,
         ),
         "precision": Mistake(
-            lambda found, truth: torch.where(
-                _counted(found, truth)[1] > 0,
-                (found & truth).sum(dim=(-2, -1)) / found.sum(dim=(-2, -1)).clamp(min=1),
-                1.0,
-            ),
+            lambda found, truth: _both(found, truth) / found.sum(dim=(-2, -1)),
             "You divided by the size of what was found: that is precision. A tiny mask inside the object "
             "would be perfect. Divide by the union.",
+            cases=1,
         ),
         "recall": Mistake(
-            lambda found, truth: torch.where(
-                _counted(found, truth)[1] > 0,
-                (found & truth).sum(dim=(-2, -1)) / truth.sum(dim=(-2, -1)).clamp(min=1),
-                1.0,
-            ),
+            lambda found, truth: _both(found, truth) / truth.sum(dim=(-2, -1)),
             "You divided by the size of the object: that is recall. A mask of the whole picture would be "
             "perfect. Divide by the union.",
+            cases=1,
         ),
         "accuracy": Mistake(
             lambda found, truth: (found == truth).double().mean(dim=(-2, -1)),
@@ -753,6 +887,10 @@ def _with_itself(features: Tensor, labels: Tensor, k: int) -> float:
     return _purity(_cosine(features), labels, k)
 
 
+def _one_more_with_itself(features: Tensor, labels: Tensor, k: int) -> float:
+    return _purity(_cosine(features), labels, k + 1)
+
+
 def _one_too_few(features: Tensor, labels: Tensor, k: int) -> float:
     nearest = _cosine(features).topk(k).indices[:, 1:]
     return (labels[nearest] == labels[:, None]).double().mean().item()
@@ -788,6 +926,13 @@ NEIGHBOUR_PURITY = Exercise(
             says=(
                 "Each picture was counted among its own neighbours: it always agrees with itself. Put the "
                 "diagonal of the similarities out of the way before topk, with fill_diagonal_(-2)."
+            ),
+        ),
+        "itself among k + 1": Mistake(
+            _one_more_with_itself,
+            says=(
+                "You took k + 1, and each picture is still the first of its own neighbours: drop it, with "
+                "indices[:, 1:]."
             ),
         ),
         "one neighbour too few": Mistake(
@@ -960,13 +1105,15 @@ def _ridge(
     offset: bool = True,
     own_mean: bool = False,
     times_b: bool = True,
+    on_diagonal: bool = True,
 ) -> Tensor:
     targets = F.one_hot(train_labels, classes).to(train_features)
     mean = train_features.mean(dim=0) * centre
     share = targets.mean(dim=0)
     x, y = train_features - mean, targets - share * offset
     b, d = x.shape
-    weight = torch.linalg.solve(x.T @ x + penalty * (b if times_b else 1) * torch.eye(d), x.T @ y)
+    where = torch.eye(d) if on_diagonal else torch.ones(d, d)
+    weight = torch.linalg.solve(x.T @ x + penalty * (b if times_b else 1) * where, x.T @ y)
     return (test_features - (test_features.mean(dim=0) if own_mean else mean)) @ weight + share * offset
 
 
@@ -986,6 +1133,15 @@ def _without_offset(*arguments: Any) -> Tensor:
 
 def _test_mean(*arguments: Any) -> Tensor:
     return _ridge(*arguments, own_mean=True)
+
+
+def _tests_not_centred(*arguments: Any) -> Tensor:
+    features, labels, tests, classes, penalty = arguments
+    return _ridge(features, labels, tests + features.mean(dim=0), classes, penalty)
+
+
+def _penalty_everywhere(*arguments: Any) -> Tensor:
+    return _ridge(*arguments, on_diagonal=False)
 
 
 def _penalty_not_times_b(*arguments: Any) -> Tensor:
@@ -1017,6 +1173,20 @@ RIDGE_SCORES = Exercise(
             says=(
                 "The penalty is missing: these are plain least squares. Add b · penalty to the diagonal of "
                 "XᵀX."
+            ),
+        ),
+        "penalty everywhere": Mistake(
+            _penalty_everywhere,
+            says=(
+                "The penalty was added to every entry of XᵀX. It belongs on the diagonal: b · penalty · "
+                "torch.eye(d)."
+            ),
+        ),
+        "test features not centred": Mistake(
+            _tests_not_centred,
+            says=(
+                "The test features were not centred: the weights belong to features minus the training mean. "
+                "Subtract train_features.mean(dim=0) from them too."
             ),
         ),
         "penalty not times b": Mistake(

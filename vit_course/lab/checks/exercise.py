@@ -42,10 +42,13 @@ class Mistake:
         answer: a function like the learner's, with the mistake in it.
         says: the sentence, or a function that makes it from what the learner's function returned for the
             first case.
+        cases: by how many of the first cases it is recognised, where the later ones are about another mistake
+            that often comes with it; by all of them by default.
     """
 
     answer: Callable
     says: str | Callable[[Any], str]
+    cases: int | None = None
 
 
 def call(function: Callable, case: tuple) -> Any:
@@ -91,6 +94,9 @@ class Exercise:
         tolerance: how far, relative to the largest value, a right answer may be off.
         calls: how an answer meets a case: `call` for a function, `forward` for the class of a module.
         errors: sentences for errors that a mistake ends in, each by words of the error's own message.
+        watches: whether `calls` gives a tuple of what the learner's function returned and of what it did
+            besides; sentences are then about the first, and tell no share of values.
+        unknown: what to do where no mistake is known.
     """
 
     name: str
@@ -101,6 +107,8 @@ class Exercise:
     tolerance: float = 1e-5
     calls: Callable[[Callable, tuple], Any] = call
     errors: dict[str, str] = field(default_factory=dict)
+    watches: bool = False
+    unknown: str = "work that number out by hand, or with a loop."
 
     def check(self, function: Callable) -> Result:
         """Judge the learner's function.
@@ -148,22 +156,29 @@ class Exercise:
         share = min(_share_right(answer, wanted, self.tolerance) for answer, wanted in pairs)
         if share == 1:
             return Result(True, f"Right. {self.praise}")
-        partly = f"{share:.0%} of the values are right. " if share > 0 else ""
+        partly = f"{share:.0%} of the values are right. " if share > 0 and not self.watches else ""
         for name, mistake in self.mistakes.items():
             if self._is(mistake, pairs):
                 says = mistake.says(answers[0]) if callable(mistake.says) else mistake.says
                 return Result(False, f"{partly}{says}", name)
-        for answer, wanted in pairs:
+        returned = [self._returned(answer, wanted) for answer, wanted in pairs]
+        for answer, wanted in returned:
             complaint = _misfit(answer, wanted)
             if complaint:
                 return Result(False, f"{self.name} returned {complaint}.")
-        differences = [_first_difference(answer, wanted, self.tolerance) for answer, wanted in pairs]
+        differences = [_first_difference(answer, wanted, self.tolerance) for answer, wanted in returned]
         case, difference = next((case, words) for case, words in enumerate(differences, start=1) if words)
         return Result(
             False,
-            f"{partly}In case {case}, {difference} No mistake that this check knows: work that number out by "
-            "hand, or with a loop.",
+            f"{partly}In case {case}, {difference} No mistake that this check knows: {self.unknown}",
         )
+
+    def _returned(self, answer: Any, wanted: Any) -> tuple[Any, Any]:
+        """What a sentence about an unknown mistake compares: what was returned, unless it is right."""
+        watched = self.watches and isinstance(answer, tuple)
+        if watched and _share_right(answer[0], wanted[0], self.tolerance) < 1:
+            return answer[0], wanted[0]
+        return answer, wanted
 
     def _call(self, function: Callable, case: tuple) -> Any:
         """Call with copies, which no answer can change, and from a seed, so that random answers repeat."""
@@ -172,8 +187,8 @@ class Exercise:
             return self.calls(function, _copied(case))
 
     def _is(self, mistake: Mistake, pairs: list[tuple[Any, Any]]) -> bool:
-        """Whether the answers, each beside the expected one, are those of the mistake in every case."""
-        for case, (answer, wanted) in zip(self.cases, pairs, strict=True):
+        """Whether the answers, each beside the expected one, are those of the mistake in all of its cases."""
+        for case, (answer, wanted) in list(zip(self.cases, pairs, strict=True))[: mistake.cases]:
             try:
                 wrong = _as_wanted(self._call(mistake.answer, case), wanted)
             except Exception:  # a mistake that cannot even be computed for this case is another one
@@ -350,5 +365,7 @@ def _share_right(answer: Any, wanted: Any, tolerance: float) -> float:
             return 1.0
         return _right(values, wanted, tolerance).double().mean().item()
     if isinstance(wanted, float) and type(answer) in (float, int):
+        if np.isnan(answer) and np.isnan(wanted):  # of a mistake: nothing right is NaN
+            return 1.0
         return float(abs(answer - wanted) <= tolerance * (abs(wanted) or 1))
     return float(type(answer) is type(wanted) and answer == wanted)

@@ -4,6 +4,7 @@
 |---|---|---|
 | `digits()` | real handwriting, 1 × 8 × 8, ten classes | nothing |
 | `photo(name)`, `photos()` | real photographs, whole and in crops; `PHOTO_CREDITS` says whose | nothing |
+| `save_photos(folder)` | such crops as JPEG files in class folders | nothing |
 | `shapes(level)` | generated scenes with label, exact mask and box, at three levels | nothing |
 | `reach()`, `reach_dense()` | coloured cells: name the colour far from the mark | nothing |
 | `image_folder(path)` | a learner's own pictures in memory, one sub-folder per class or none | the pictures |
@@ -15,7 +16,7 @@ from .folder import image_folder
 from .handwriting import digits
 from .image_set import MEAN, STD, ImageSet, normalise
 from .photo_crops import IMAGENET_MEAN, IMAGENET_STD, PhotoCrops, PhotoView
-from .photographs import PHOTO_CREDITS, Credit, photo, photos
+from .photographs import PHOTO_CREDITS, Credit, photo, photos, save_photos
 from .published import cifar10, published
 from .reach import reach, reach_dense
 from .scenes import LEVELS, boxes_around, shapes
@@ -44,5 +45,6 @@ __all__ = [
     "published",
     "reach",
     "reach_dense",
+    "save_photos",
     "shapes",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from vit_course.patching import require_at_least, require_between
 
@@ -170,16 +171,40 @@ def photos(split: str = "train", count: int | None = None, size: int = 32, seed:
     require_between(0, 2**30, seed=seed)
 
     generator = torch.Generator().manual_seed(2 * seed + (split == "test"))
-    regions = [_regions(photo(name), split) for name in PHOTO_CREDITS]
-    labels = torch.randint(len(regions), (count,), generator=generator)
+    parts = [regions(photo(name), split) for name in PHOTO_CREDITS]
+    labels = torch.randint(len(parts), (count,), generator=generator)
     upper = torch.randint(2, (count,), generator=generator)
     images = torch.stack(
-        [_random_crop(regions[i][j], size, generator) for i, j in zip(labels, upper, strict=True)]
+        [random_crop(parts[i][j], size, generator) for i, j in zip(labels, upper, strict=True)]
     )
     return ImageSet(images, labels, tuple(PHOTO_CREDITS))
 
 
-def _regions(picture: Tensor, split: str) -> tuple[Tensor, Tensor]:
+def save_photos(
+    folder: str | Path, split: str = "train", count: int | None = None, size: int = 96, seed: int = 0
+) -> Path:
+    """Write crops of `photos` as JPEG files, a sub-folder for each photograph: a folder to practise on.
+
+    Args:
+        folder: is made, with what leads to it; files of the same names in it are replaced.
+        split, count, size, seed: as of `photos`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError, ValueError: as `photos`.
+        OSError: where the files cannot be written.
+    """
+    crops, folder = photos(split, count, size, seed), Path(folder).expanduser()
+    for number, (image, label) in enumerate(zip(crops.images, crops.labels.tolist(), strict=True)):
+        file = folder / crops.classes[label] / f"{number:05}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(image).save(file, quality=92)
+    return folder
+
+
+def regions(picture: Tensor, split: str) -> tuple[Tensor, Tensor]:
     """The two parts of a photograph (3, h, w) that belong to a split, of its lower and of its upper half."""
     _, h, w = picture.shape
     upper, lower = picture[:, : h // 2], picture[:, h // 2 :]
@@ -189,7 +214,7 @@ def _regions(picture: Tensor, split: str) -> tuple[Tensor, Tensor]:
     return lower[:, :, border:], upper[:, :, : w - border]
 
 
-def _random_crop(picture: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def random_crop(picture: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """A random square of one half of a photograph (3, h / 2, w), resized to (3, size, size)."""
     _, h, w = picture.shape
     share, down, right = torch.rand(3, generator=generator).tolist()

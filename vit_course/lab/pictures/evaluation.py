@@ -80,9 +80,9 @@ def by_hand(
         colour, marker = (COLOURS[1], "s") if name == names[-1] else (COLOURS[0], "o")
         circle.plot([0, x], [0, y], color=colour)
         circle.plot(x, y, marker, color=colour)
-        circle.text(x + 0.09, y - 0.02, f"{name} {y:.1f}")
+        circle.text(1.07 * x + 0.06, 1.09 * y - 0.02, f"{name} {y:.1f}")  # outside the circle
     circle.plot(0, 1, "o", color="black", ms=14, fillstyle="none")
-    circle.set(xlim=(-0.15, 1.3), ylim=(-0.05, 1.15), aspect="equal", title="cosines with the ringed one")
+    circle.set(xlim=(-0.15, 1.3), ylim=(-0.05, 1.25), aspect="equal", title="cosines with the ringed one")
     for place, weight in enumerate(weights.tolist()):
         left, kept = place % 2, place < 2
         top = place // 2
@@ -99,27 +99,38 @@ def by_hand(
     return figure
 
 
-def nearest(queries: ImageSet, known: ImageSet, by_kind: Mapping[str, Tensor]) -> Figure:
+def nearest(
+    queries: ImageSet, known: ImageSet, by_kind: Mapping[str, Tensor], line_height: float = 1.27
+) -> Figure:
     """Pictures, and beside each the ones that each kind of feature holds for the nearest.
 
     Args:
         queries: the pictures in question.
         known: the pictures among which neighbours were looked for.
         by_kind: for each kind of features where the neighbours stand in `known`, (queries, k).
+        line_height: of a line of pictures, in inches.
+
+    Sets without classes have no names above the pictures.
     """
     k = next(iter(by_kind.values())).shape[1]
     count = len(queries) * len(by_kind)
     figure, axes = pyplot.subplots(
-        count, k + 1, figsize=(WIDTH * 0.7, 1.45 * count), squeeze=False, layout="constrained"
+        count,
+        k + 1,
+        figsize=(WIDTH * 0.12 * (k + 1), line_height * count),
+        squeeze=False,
+        layout="constrained",
     )
     for query in range(len(queries)):
         for row, (kind, places) in enumerate(by_kind.items()):
             line, label = axes[query * len(by_kind) + row], queries.labels[query]
             draw_image(line[0], queries.images[query])
-            line[0].set_title(queries.classes[label], fontsize=9)
+            line[0].set_title(queries.classes[label] if queries.classes else "this one", fontsize=9)
             line[0].set_ylabel(kind, fontsize=9)
             for axis, place in zip(line[1:], places[query].tolist(), strict=True):
                 draw_image(axis, known.images[place])
+                if not known.classes:
+                    continue
                 same = known.labels[place] == label
                 axis.set_title(
                     known.classes[known.labels[place]] + (" ✓" if same else ""),
@@ -159,7 +170,7 @@ def masks(images: Tensor, truth: Tensor, by_name: Mapping[str, Tensor]) -> Figur
     figure, axes = pyplot.subplots(
         len(by_name) + 1,
         count,
-        figsize=(WIDTH * 0.8, WIDTH * 0.8 / count * (len(by_name) + 1)),
+        figsize=(WIDTH * 0.7, WIDTH * 0.7 / count * (len(by_name) + 1)),
         squeeze=False,
         layout="constrained",
     )
@@ -174,22 +185,34 @@ def masks(images: Tensor, truth: Tensor, by_name: Mapping[str, Tensor]) -> Figur
     return figure
 
 
-def photograph(image: Tensor, mask: Tensor, components: Tensor) -> Figure:
-    """A photograph, the part of it that a mask keeps, and three components of its patches as colours.
+def photograph(image: Tensor, by_network: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """A photograph; for each network the part of it that a mask keeps, and components of its patches.
 
     Args:
         image: (c, h, w).
-        mask: booleans (h, w).
-        components: (3, rows, columns), of any scale.
+        by_network: for each network a mask, booleans (h, w), outside which the photograph is pale and grey,
+            and components (3, rows, columns), of any scale, which are drawn as red, green and blue.
     """
-    low, high = (components.flatten(1).quantile(share, dim=1)[:, None, None] for share in (0.02, 0.98))
-    shown = {
-        "photograph": image,
-        "60 % of the attention": image * (0.25 + 0.75 * mask),
-        "components of the patches": (components - low) / (high - low),
-    }
-    figure, axes = pyplot.subplots(1, 3, figsize=(WIDTH, 2.5), layout="constrained")
-    for axis, (name, picture) in zip(axes, shown.items(), strict=True):
-        draw_image(axis, picture)
-        axis.set(title=name, xticks=[], yticks=[])
+    pale = 0.7 + 0.3 * image.mean(dim=0)
+    figure, axes = pyplot.subplots(
+        len(by_network),
+        3,
+        figsize=(WIDTH * 0.85, 1.9 * len(by_network) + 0.2),
+        layout="constrained",
+        squeeze=False,
+    )
+    for line, (name, (mask, components)) in zip(axes, by_network.items(), strict=True):
+        low, high = (components.flatten(1).quantile(share, dim=1)[:, None, None] for share in (0.02, 0.98))
+        draw_image(line[1], torch.where(mask, image, pale))
+        draw_image(line[2], (components - low) / (high - low))
+        line[1].set_ylabel(name)
+    draw_image(axes[0, 0], image)
+    for axis in axes[1:, 0]:
+        axis.set_visible(False)
+    for axis, title in zip(
+        axes[0], ("photograph", "60 % of the attention", "components of the patches"), strict=True
+    ):
+        axis.set_title(title)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
     return figure
