@@ -106,7 +106,7 @@ def test_a_new_row_stands_on_the_leaderboard(toy: Row) -> None:
 def test_a_new_row_stands_in_the_readme(toy: Row) -> None:
     assert "| Toy | 99 | tokens | global | timm | Toy-T 4,805 |" in readme.models_table()
     table = readme.objectives_table()
-    assert "| MaxViT | Toy |" in table and f") {FORGETS}" in table
+    assert " | Toy | " in table.splitlines()[0] and f") {FORGETS}" in table
 
 
 def test_a_new_row_is_trained_by_every_objective(toy: Row) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from vit_course.atlas.deeper import DeepViT, ParallelViT
 from vit_course.cait import CaiT
 from vit_course.distillation import DistilledViT
 from vit_course.max_vit import MaxViT
@@ -171,12 +172,12 @@ class Row:
 # ---- Twins -------------------------------------------------------------------------------------------------
 
 
-def _timm(name: str, is_equal: bool = True) -> Twin:
+def _timm(name: str, is_equal: bool = True, **changes: Any) -> Twin:
     def make() -> nn.Module:
         import timm
 
         # Of some sizes timm has weights without a classifier only, and would build them without one.
-        return timm.create_model(name, pretrained=False, num_classes=1000)
+        return timm.create_model(name, pretrained=False, num_classes=1000, **changes)
 
     return Twin(make, is_equal)
 
@@ -269,6 +270,15 @@ def _max_vit(
     sizes = {"num_classes": 1000, "dim": dim, "depth": depth, "dim_stem": dim_stem}
     twins = {"torchvision": _torchvision_max_vit(sizes), "timm": _timm(timm, is_equal=False)}
     return Published(sizes, parameters, twins, bench_batch)
+
+
+def _deep_vit(dim: int, depth: int, **more: Any) -> dict[str, Any]:
+    """Twelve heads, and feed-forward layers three times as wide as a token."""
+    return _sizes(dim, depth, 12, **more) | {"mlp_dim": 3 * dim}
+
+
+_DEEP_VIT_S = {"mixed": 5, "map_scaled": True, "branch_scale": 0.5, "conv_stem": True}
+_DEEP_VIT_L = {"mixed": 12, "branch_scale": 0.5, "conv_stem": True}
 
 
 # ---- The rows ----------------------------------------------------------------------------------------------
@@ -446,6 +456,50 @@ MODELS: dict[str, Row] = {
                 "patch_embed, got MaxViT; vit_course.lab.pretrained.adapt makes one of a model of timm or "
                 "torchvision",
                 is_refused=True,
+            ),
+        },
+    ),
+    "DeepViT": Row(
+        kind=DeepViT,
+        lesson="a1",
+        tiny=_TINY,
+        attention=("global",),
+        small=_SMALL | {"depth": 4},
+        variants={
+            "published tricks": Variant(
+                lambda: {"mixed": 1, "map_scaled": True, "branch_scale": 0.5, "conv_stem": True},
+                plain_patches=False,
+            ),
+        },
+        published={  # nobody else has it with the same norm
+            "DeepViT 16B": Published(_deep_vit(384, 16), 24_426_664),
+            "DeepViT 24B": Published(_deep_vit(384, 24), 36_261_448),
+            "DeepViT 32B": Published(_deep_vit(384, 32), 48_096_232),
+            "DeepViT-S": Published(_deep_vit(396, 16, **_DEEP_VIT_S), 27_312_632),
+            "DeepViT-L": Published(_deep_vit(420, 32, **_DEEP_VIT_L), 58_883_708),
+            "DeepViT-L 384": Published(_deep_vit(420, 32, image_size=384, **_DEEP_VIT_L), 59_043_308),
+        },
+    ),
+    "ParallelViT": Row(
+        kind=ParallelViT,
+        lesson="a1",
+        tiny=_TINY,
+        attention=("global",),
+        small=_SMALL | {"depth": 2},
+        variants={"LayerScale": Variant(lambda: {"branches": 3, "layer_scale": 0.1})},
+        published={
+            "S18x2": Published(_sizes(384, 18, 6), 64_637_416),
+            "S18x2 LS": Published(
+                _sizes(384, 18, 6, layer_scale=1e-4),
+                64_665_064,
+                # theirs gives the class token a position, which the authors' has not
+                {"timm": _timm("vit_small_patch16_18x2_224", no_embed_class=True)},
+            ),
+            "B18x2": Published(_sizes(768, 18, 12), 256_675_816),
+            "B18x2 LS": Published(_sizes(768, 18, 12, layer_scale=1e-4), 256_731_112),
+            "H26x2 LS": Published(
+                _sizes(1280, 26, 16, patch_size=14, layer_scale=1e-4),
+                1_025_726_440,
             ),
         },
     ),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Ours = TypeVar("Ours", bound=nn.Module)
@@ -38,13 +39,21 @@ def taken_over(ours: type[Ours], theirs: nn.Module, names: Mapping[str, str], **
     return model
 
 
-def filled(ours: type[Ours], state: Mapping[str, Tensor], **config: Any) -> Ours:
+def filled(
+    ours: type[Ours], state: Mapping[str, Tensor], *, dtype: torch.dtype | None = None, **config: Any
+) -> Ours:
     """A model of the course of this configuration, with these weights and no others.
+
+    Args:
+        ours: the class of the new model.
+        state: the weights under our names.
+        dtype: the precision of the model, PyTorch's default by default.
+        **config: the arguments of the new model.
 
     Raises:
         ValueError: where the weights are not those of such a model.
     """
-    model = ours(**config)
+    model = ours(**config).to(dtype)
     own = model.state_dict()
     try:
         model.load_state_dict({name: _fitted(tensor, own.get(name)) for name, tensor in state.items()})

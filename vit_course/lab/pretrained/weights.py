@@ -8,14 +8,22 @@ import torchvision
 from torch import nn
 
 from .cait import cait_from_timm
+from .deeper import parallel_vit_from_timm
 from .distillation import distilled_vit_from_timm
 from .max_vit import max_vit_from_torchvision
 from .vit import vit_from_timm, vit_from_torchvision
 from .xcit import xcit_from_timm
 
+
+def _vision_transformer_from_timm(model: Any) -> nn.Module:
+    """The converter for timm's VisionTransformer, whose blocks decide what it is."""
+    parallel = all(type(block).__name__ == "ParallelThingsBlock" for block in model.blocks)
+    return parallel_vit_from_timm(model) if parallel else vit_from_timm(model)
+
+
 # A converter takes a foreign model of exactly the class it stands under.
 FROM_TIMM: dict[str, Callable[[Any], nn.Module]] = {
-    "VisionTransformer": vit_from_timm,
+    "VisionTransformer": _vision_transformer_from_timm,
     "VisionTransformerDistilled": distilled_vit_from_timm,
     "Cait": cait_from_timm,
     "Xcit": xcit_from_timm,
