@@ -100,6 +100,7 @@ results: $(BENCHABLE)
 	$(BIN)/python benchmarks/masked_patches.py
 	$(BIN)/python benchmarks/capstone.py
 	$(BIN)/python benchmarks/for_real.py
+	$(BIN)/python benchmarks/deeper.py
 
 clean:
 	rm -rf $(VENV) build dist vit_course.egg-info .pytest_cache .ruff_cache .mypy_cache

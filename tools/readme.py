@@ -1,11 +1,14 @@
-"""The tables of the README that are derived: the lessons, from their cards; the models, and which objective
-trains which of them, from the catalogue; the published models that come in, from what was measured of them.
+"""The tables of the README that are derived: the lessons and the atlas, from their cards; the models, and
+which objective trains which of them, from the catalogue; the published models that come in, from what was
+measured of them.
 
 python tools/readme.py    # writes them into README.md; tests/test_readme.py holds README.md to them
 """
 
+from pathlib import Path
+
 from cards import read_card
-from layout import ROOT, lesson_paths, within_notebooks
+from layout import ATLAS, ROOT, lesson_number, lessons_in, within_notebooks
 
 from vit_course.lab import catalogue, results
 from vit_course.lab.catalogue import Reservation, Row
@@ -29,13 +32,27 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def lessons_table() -> str:
-    """The lessons with their questions and the time that they take, as Markdown."""
-    rows = []
-    for lesson in lesson_paths(ROOT / "notebooks"):
-        card = read_card(lesson)
-        link = f"[{card.title.replace(' · ', ' ')}](notebooks/{within_notebooks(lesson)})"
-        rows.append([link, card.question, card.rows["Time"]])
+    """The lessons of the course with their questions and the time that they take, as Markdown."""
+    rows = [lesson_cells(lesson) for lesson in lessons_in(ROOT / "notebooks")]
     return markdown(["lesson", "the question", "time"], rows)
+
+
+def atlas_table() -> str:
+    """The families of the atlas with their questions, models and the time that they take, as Markdown."""
+    rows = []
+    for lesson in lessons_in(ROOT / "notebooks" / ATLAS):
+        link, question, time = lesson_cells(lesson)
+        number = lesson_number(lesson)
+        models = [name for name, row in catalogue.MODELS.items() if row.lesson == number]
+        rows.append([link, question, ", ".join(models), time])
+    return markdown(["family", "the question", "models", "time"], rows)
+
+
+def lesson_cells(lesson: Path) -> list[str]:
+    """A link to a lesson, its question, and the time that it takes."""
+    card = read_card(lesson)
+    link = f"[{card.title.replace(' · ', ' ')}](notebooks/{within_notebooks(lesson)})"
+    return [link, card.question, card.rows["Time"]]
 
 
 def models_table() -> str:
@@ -93,6 +110,7 @@ def published_table() -> str:
 
 TABLES = {
     "lessons": lessons_table,
+    "atlas": atlas_table,
     "models": models_table,
     "published": published_table,
     "objectives": objectives_table,

@@ -32,7 +32,6 @@ from vit_course.vit import Backbone, FeedForward, StochasticDepth, ViT
 __all__ = [
     "ReAttention",
     "ParallelBlock",
-    "LinearAttention",
     "AnyBlock",
     "BlockViT",
     "DeepViTStem",
@@ -40,6 +39,8 @@ __all__ = [
     "DeepViT",
     "ParallelViT",
     "side_by_side",
+    "linear_attention",
+    "LinearAttention",
 ]
 
 
@@ -145,30 +146,6 @@ class ParallelBlock(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + sum(branch(tokens) for branch in self.attns)
         return tokens + sum(branch(tokens) for branch in self.ffns)
-
-
-class LinearAttention(MultiHeadAttention):
-    """Self-attention whose cost grows with the number of tokens, not with its square.
-
-    A weight is φ(q) · φ(k) with φ(x) = elu(x) + 1 > 0, divided by the sum over the keys. With no softmax in
-    between, the products may be bracketed anew: φ(Q) (φ(K)ᵀ V), without a map of n × n weights.
-
-    Arguments and errors as for `MultiHeadAttention`.
-
-    Shape: tokens (b, n, d) -> (b, n, d).
-
-    Source: Katharopoulos et al. 2020, equations 5 to 7.
-
-    Built in lesson a1.
-    """
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        q, k, v = (self.split(part) for part in self.qkv(tokens).chunk(3, dim=-1))
-        q, k = F.elu(q) + 1, F.elu(k) + 1
-        total = q @ k.sum(dim=-2).unsqueeze(-1)  # (b, h, n, 1)
-        if self.attention_recorder is not None:
-            self.record(q @ k.transpose(-2, -1) / total)
-        return self.merge(q @ (k.transpose(-2, -1) @ v) / total)
 
 
 class AnyBlock(nn.Module):
@@ -329,15 +306,17 @@ def which_mix(mixed: int | Sequence[bool] | None, depth: int) -> list[bool]:
     Built in lesson a1.
     """
     require_at_least(1, depth=depth)
-    if isinstance(mixed, list | tuple):
-        if len(mixed) != depth:
-            raise ValueError(f"mixed must say yes or no for each of {depth} blocks, got {len(mixed)}")
-        return [bool(answer) for answer in mixed]
-    last = depth if mixed is None else mixed
-    require_at_least(0, mixed=last)
-    if last > depth:
-        raise ValueError(f"mixed must be at most the depth {depth}, got {last}")
-    return [number >= depth - last for number in range(depth)]
+    if mixed is None or isinstance(mixed, int):
+        last = depth if mixed is None else mixed
+        require_at_least(0, mixed=last)
+        if last > depth:
+            raise ValueError(f"mixed must be at most the depth {depth}, got {last}")
+        return [number >= depth - last for number in range(depth)]
+    if not isinstance(mixed, list | tuple):
+        raise TypeError(f"mixed must be an int, or yes or no for each block, got {mixed!r}")
+    if len(mixed) != depth:
+        raise ValueError(f"mixed must say yes or no for each of {depth} blocks, got {len(mixed)}")
+    return [bool(answer) for answer in mixed]
 
 
 class DeepViT(BlockViT):
@@ -401,11 +380,14 @@ class DeepViT(BlockViT):
             raise ValueError("a DeepViT takes conv_stem or patch_embedding, got both")
         if conv_stem:
             patch_embedding = DeepViTStem(patch_size=patch_size, dim=dim, channels=channels)
-        attention = {"dim": dim, "heads": heads, "dim_head": dim_head, "dropout": dropout}
+        plain = partial(MultiHeadAttention, dim=dim, heads=heads, dim_head=dim_head, dropout=dropout)
         map_scale = (dim_head or dim // heads) ** -0.5 if map_scaled else 1.0
+        mixing = partial(
+            ReAttention, dim=dim, heads=heads, dim_head=dim_head, dropout=dropout, map_scale=map_scale
+        )
         blocks = [
             AnyBlock(
-                ReAttention(**attention, map_scale=map_scale) if mixes else MultiHeadAttention(**attention),
+                mixing() if mixes else plain(),
                 FeedForward(dim=dim, hidden_dim=mlp_dim, dropout=dropout),
                 dim=dim,
                 scale=branch_scale,
@@ -543,3 +525,43 @@ def _side_by_side_name(name: str, branches: int) -> str:
             part = "norm" if found[2] == first else found[2]
             return f"blocks.{block}.{branch}.{place}.{part}.{found[3]}"
     return name
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention whose cost grows with the number of keys, not with its square.
+
+    A weight is φ(q) · φ(k) with φ(x) = elu(x) + 1 > 0, divided by the sum over the keys. With no softmax in
+    between, the products may be bracketed anew: φ(Q) (φ(K)ᵀ V), without a map of n × n weights.
+
+    Args:
+        q, k, v: queries, keys and values (b, h, n, k).
+
+    Returns:
+        (b, h, n, k).
+
+    Source: Katharopoulos et al. 2020, equations 5 to 7.
+
+    Built in lesson a1.
+    """
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return q @ (k.transpose(-2, -1) @ v) / (q @ k.sum(dim=-2).unsqueeze(-1))
+
+
+class LinearAttention(MultiHeadAttention):
+    """Multi-head self-attention by `linear_attention`.
+
+    Arguments and errors as for `MultiHeadAttention`.
+
+    Shape: tokens (b, n, d) -> (b, n, d).
+
+    Source: Katharopoulos et al. 2020.
+
+    Built in lesson a1.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = (self.split(part) for part in self.qkv(tokens).chunk(3, dim=-1))
+        if self.attention_recorder is not None:
+            weights = (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-2, -1)
+            self.record(weights / weights.sum(dim=-1, keepdim=True))
+        return self.merge(linear_attention(q, k, v))

@@ -68,14 +68,14 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 @torch.no_grad()
-def disagreement(ours: nn.Module, theirs: nn.Module, images: Tensor) -> float:
+def disagreement(ours: nn.Module, theirs: Callable[[Tensor], Tensor], images: Tensor) -> float:
     """Relative error of the outputs of two models on the same images."""
     return relative_error(ours(images), theirs(images))
 
 
 def try_mistakes(
     right: Callable[[], nn.Module],
-    theirs: nn.Module,
+    theirs: Callable[[Tensor], Tensor],
     images: Tensor,
     mistakes: Mapping[str, Callable[[nn.Module], None]],
 ) -> None:

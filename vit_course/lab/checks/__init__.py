@@ -13,6 +13,7 @@ from .exercise import Exercise, Result
 with cpu_float32():  # the cases are drawn while their modules are imported
     from .attention import EXERCISES as ATTENTION
     from .cait import EXERCISES as CAIT
+    from .deeper import EXERCISES as DEEPER
     from .dino import EXERCISES as DINO
     from .distillation import EXERCISES as DISTILLATION
     from .es_vit import EXERCISES as ES_VIT
@@ -42,6 +43,7 @@ EXERCISES: dict[str, Exercise] = {
     + ES_VIT
     + MPP
     + FOR_REAL
+    + DEEPER
 }
 
 

@@ -95,7 +95,9 @@ def dinov2(state: Mapping[str, Tensor]) -> Backbone:
     sizes = _sizes(state)
     dim, has_registers = sizes["embed_dim"], "reg_token" in state
     hidden, width_back = len(state["blocks.0.mlp.fc1.weight"]), state["blocks.0.mlp.fc2.weight"].shape[1]
-    gated = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if hidden == 2 * width_back else {}
+    gated: dict[str, Any] = (
+        {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if hidden == 2 * width_back else {}
+    )
     patches = state["pos_embed"].shape[1] - (not has_registers)
     model = filled(
         VisionTransformer,
