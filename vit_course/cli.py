@@ -29,9 +29,10 @@ from vit_course.lab.pretrain import (
     load_model,
     pretrain,
 )
-from vit_course.lab.pretrain.folder import CONFIG, folder_beside, write_whole
+from vit_course.lab.pretrain.folder import CONFIG
 from vit_course.lab.pretrain.run import find_device, is_main
 from vit_course.lab.pretrain.views import square
+from vit_course.lab.writing import folder_beside, write_whole
 
 DESCRIPTION = "Train on photographs; measure, explore and export the model; open the lessons."
 STOPPED = 130  # what shells give for a program that Ctrl-C ended
