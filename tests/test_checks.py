@@ -361,6 +361,11 @@ def test_error_of_the_learner_is_told():
     assert "SystemExit: enough" in DOUBLE.check(stops).message
 
 
+def test_operation_that_pytorch_lacks_is_no_missing_answer():
+    message = DOUBLE.check(lambda *arguments: torch.tensor([1, 2]).softmax(0)).message
+    assert "stopped with NotImplementedError" in message and "Not answered" not in message
+
+
 class TestModules:
     """A reader's class gets weights in which every part counts, whatever it starts with."""
 

@@ -125,6 +125,13 @@ def test_a_table_has_the_columns_that_somebody_fills() -> None:
     assert with_masks.header[-1] == "IoU" and with_masks.rows[-1] == ["square", "", "", "", "0.38"]
 
 
+def test_reading_a_table_speaks_of_no_other_columns() -> None:
+    only_rank = yardsticks.how_to_read({"DINO": {"rank": 9.0}})
+    assert "Rank" in only_rank and "kNN" not in only_rank and "IoU" not in only_rank
+    everything = yardsticks.how_to_read({"DINO": {"kNN": 1.0, "rank": 9.0}, "square": {"IoU": 0.4}})
+    assert all(word in everything for word in ("kNN", "linear", "Rank", "IoU", "mAP"))
+
+
 @pytest.mark.parametrize(
     ("guess", "share", "words"),
     [
