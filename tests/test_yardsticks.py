@@ -101,6 +101,8 @@ def test_components_are_the_principal_ones_as_colours() -> None:
     for component in range(3):
         pair = torch.stack([ours[:, component].double(), theirs[:, component]])
         assert abs(torch.corrcoef(pair)[0, 1]) > 0.98  # but for what the percentiles cut off
+    # Normalised features: every direction sums to 0, but for rounding, and has a sign all the same.
+    assert (colours.amax(dim=(0, 2, 3)) > colours.amin(dim=(0, 2, 3))).all()
     torch.manual_seed(0)
     pyramid = MaxViT(num_classes=0, dim=16, depth=(1, 1), window_size=4, dim_head=8)
     assert yardsticks.components(pyramid, inputs).shape == (4, 3, 4, 4)

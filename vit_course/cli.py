@@ -296,9 +296,7 @@ def run_lab(command: Lab) -> None:
         )
     subprocess.run([sys.executable, workspace], cwd=root, check=True)
     options = ["--ServerApp.root_dir=work", "--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
-    subprocess.run(
-        [sys.executable, "-m", "jupyterlab", "--ip=localhost", *options, "--LabApp.news_url=None"], cwd=root
-    )
+    subprocess.run([sys.executable, "-m", "jupyterlab", "--ip=localhost", *options], cwd=root)
 
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {

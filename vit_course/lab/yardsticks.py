@@ -213,7 +213,9 @@ def components(backbone: Backbone | Pyramid, inputs: Tensor) -> Tensor:
     flat = patches.flatten(0, 1)
     flat = flat - flat.mean(dim=0)
     directions = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
-    directions = directions * directions.sum(dim=1, keepdim=True).sign()  # the SVD leaves the sign open
+    # The SVD leaves the sign open. Not by their sums: those of normalised features are 0 but for rounding.
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    directions = directions * largest.sign()
     colours = flat @ directions.T
     low, high = (torch.quantile(colours, share, dim=0) for share in (0.02, 0.98))
     colours = ((colours - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
