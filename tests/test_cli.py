@@ -763,11 +763,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
 
 # ---- Several processes -------------------------------------------------------------------------------------
 
-# What `torchrun` and `accelerate launch` are. The second starts several processes on GPUs only, so it is told
-# that there are some.
+# What `torchrun` and `accelerate launch` are, at a free port each: their own, 29500, may be taken by another
+# training. The second starts several processes on GPUs only, so it is told that there are some.
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node"],
-    "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
+    "accelerate launch": [
+        "accelerate.commands.launch",
+        "--main_process_port=0",
+        "--multi_gpu",
+        "--num_processes",
+    ],
 }
 
 # `python -m vit_course`, which writes down which pictures each process reads to train.

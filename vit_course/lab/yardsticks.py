@@ -29,6 +29,7 @@ from vit_course.training import eval_mode
 from vit_course.vit import Backbone
 
 from .data import ImageSet, normalise
+from .pictures.for_real import principal_colours
 from .report import Table
 from .results import wilson
 
@@ -210,15 +211,7 @@ def components(backbone: Backbone | Pyramid, inputs: Tensor) -> Tensor:
     """
     patches = extract_features(backbone, inputs, "patches")  # (b, n, d)
     rows = isqrt(patches.shape[1])
-    flat = patches.flatten(0, 1)
-    flat = flat - flat.mean(dim=0)
-    directions = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
-    # The SVD leaves the sign open. Not by their sums: those of normalised features are 0 but for rounding.
-    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    directions = directions * largest.sign()
-    colours = flat @ directions.T
-    low, high = (torch.quantile(colours, share, dim=0) for share in (0.02, 0.98))
-    colours = ((colours - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colours = principal_colours(patches.flatten(0, 1))
     return colours.view(len(inputs), rows, rows, 3).permute(0, 3, 1, 2)
 
 
