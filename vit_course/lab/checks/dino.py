@@ -715,10 +715,7 @@ BEST_KOLEO = Exercise(
     name="best_koleo",
     solution=best_koleo,
     cases=((4,), (3,), (100,)),
-    praise=(
-        "Six points would end as a hexagon with sides 1, so their loss is zero; more than six make it "
-        "positive."
-    ),
+    praise="Six points end as a hexagon with sides 1, so their loss is zero; more than six make it positive.",
     mistakes={
         "the arc": Mistake(
             lambda points: -math.log(2 * math.pi / points),
