@@ -494,7 +494,8 @@ def _entropy_of_all_targets(*given: Any) -> _Numbers:
 
 def _center_first(*given: Any) -> _Numbers:
     center = region_loss(*given)[2]
-    loss, entropy, _ = region_loss(*(center if argument is given[4] else argument for argument in given))
+    named = dict(zip(_ARGUMENTS, given, strict=True)) | {"center": center}
+    loss, entropy, _ = region_loss(**named)
     return loss, entropy, center
 
 
