@@ -494,7 +494,9 @@ def _entropy_of_all_targets(*given: Any) -> _Numbers:
 
 def _center_first(*given: Any) -> _Numbers:
     center = region_loss(*given)[2]
-    return *region_loss(*given[:4], center, *given[5:])[:2], center
+    named = dict(zip(_ARGUMENTS, given, strict=True)) | {"center": center}
+    loss, entropy, _ = region_loss(**named)
+    return loss, entropy, center
 
 
 def _mean_answer(views: list[Tensor]) -> Tensor:
