@@ -39,7 +39,7 @@ $(BENCHABLE): $(INSTALLED)
 
 lab: $(INSTALLED)
 	@$(BIN)/python tools/workspace.py
-	$(BIN)/python -m jupyterlab --ip=localhost --ServerApp.root_dir=work --LabApp.default_url=/lab/tree/00_start_here.ipynb --LabApp.news_url=None $(AS_ROOT) $(LAB)
+	$(BIN)/python -m jupyterlab --ip=localhost --ServerApp.root_dir=work --LabApp.default_url=/lab/tree/00_start_here.ipynb $(AS_ROOT) $(LAB)
 
 reset: $(INSTALLED)
 	@$(BIN)/python tools/workspace.py --fresh "$(LESSON)"

@@ -361,6 +361,11 @@ def test_error_of_the_learner_is_told():
     assert "SystemExit: enough" in DOUBLE.check(stops).message
 
 
+def test_operation_that_pytorch_lacks_is_no_missing_answer():
+    message = DOUBLE.check(lambda *arguments: torch.tensor([1, 2]).softmax(0)).message
+    assert "stopped with NotImplementedError" in message and "Not answered" not in message
+
+
 class TestModules:
     """A reader's class gets weights in which every part counts, whatever it starts with."""
 
@@ -595,3 +600,78 @@ def test_masks_need_the_millionth_in_every_natural_form():
     assert 0.59 + 0.21 < 0.8
     for answer in (of_shares, in_double):
         assert EXERCISES["attention_masks"].check(answer).mistake == "rounding"
+
+
+def divided(*axes: int) -> Callable:
+    """The exponentials, divided by their sums over each axis in turn."""
+
+    def targets(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+        q = ((logits - logits.max()) / temperature).exp()
+        for _ in range(iterations):
+            for axis in axes:
+                q = q / q.sum(dim=axis, keepdim=True)
+        return q
+
+    return targets
+
+
+def koleo_of(neighbours: Callable[[Tensor], Tensor], rows: Callable[[Tensor], Tensor]) -> type[nn.Module]:
+    """KoLeo with the neighbours that a function finds, and the distance between rows that another makes."""
+
+    class KoLeo(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            distances = rows(features) - rows(features)[neighbours(features)]
+            return -distances.norm(dim=1).log().mean()
+
+    return KoLeo
+
+
+def by_product(features: Tensor) -> Tensor:
+    return (features @ features.T).fill_diagonal_(-torch.inf).argmax(dim=1)
+
+
+def averaged(teacher: nn.Module, student: nn.Module, momentum: float) -> tuple[Tensor, ...]:
+    states = zip(teacher.state_dict().values(), student.state_dict().values(), strict=True)
+    return tuple(torch.lerp(new, own, momentum) for own, new in states)
+
+
+@pytest.mark.parametrize(
+    "name, answer, words",
+    [
+        ("teacher_target", lambda x, center, t: ((x - center) / t).softmax(dim=0), "ran over the pictures"),
+        (
+            "teacher_target",
+            lambda x, center, t: ((x - center) / t).softmax(dim=1),
+            "Right for logits with two",
+        ),
+        (
+            "two_view_loss",
+            lambda student, teacher, center: torch.nn.functional.cross_entropy(
+                student / 0.1, ((teacher - center) / 0.04).softmax(dim=-1).flip(0)
+            ),
+            "axis 1 for the classes",
+        ),
+        ("sinkhorn_knopp", divided(1, 0), "Rows first, then columns"),
+        ("sinkhorn_knopp", divided(0), "Only the prototypes"),
+        ("KoLeo", koleo_of(by_product, lambda features: features), "keep their lengths"),
+        (
+            "KoLeo",
+            koleo_of(
+                lambda features: by_product(nn.functional.normalize(features, dim=1)),
+                lambda features: features,
+            ),
+            "between the directions",
+        ),
+        ("follow", averaged, "is a counter, a whole number, which has no average"),
+    ],
+)
+def test_knows_the_mistakes_of_lesson_10_as_learners_write_them(name, answer, words):
+    result = EXERCISES[name].check(answer)
+    assert not result.ok and words in result.message, result
+
+
+def test_the_best_koleo_may_be_computed_in_float32():
+    def on_a_circle(points: int) -> Tensor:
+        return -(2 * torch.sin(torch.tensor(torch.pi / points))).log()
+
+    assert EXERCISES["best_koleo"].check(on_a_circle).ok

@@ -29,7 +29,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from vit_course import cli, training
-from vit_course.cli import main
+from vit_course.cli import _untrained, main
 from vit_course.lab import catalogue
 from vit_course.lab.data import ImageFolderStream
 from vit_course.lab.pretrain import (
@@ -498,9 +498,34 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_prints_and_stores_what_it_measures(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["evaluate", str(run), "--workers", "0"]) == 0
     numbers = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    assert numbers == {"knn": 1.0, "linear": 1.0, "accuracy": 1.0}
-    assert capsys.readouterr().out == "knn 100.0 %, linear 100.0 %, accuracy 100.0 %\n"
-    assert log(run)[-1]["validation_knn"] == numbers["knn"]
+    untrained = numbers.pop("untrained")
+    assert numbers == {"knn": 1.0, "linear": 1.0, "accuracy": 1.0, "photographs": 6}
+    before, after = capsys.readouterr().out.split("; untrained ")
+    assert before == "knn 100.0 %, linear 100.0 %, accuracy 100.0 %, of 6 photographs"
+    assert after == f"knn {100 * untrained['knn']:.1f} %, linear {100 * untrained['linear']:.1f} %\n"
+
+
+def test_evaluate_compares_with_the_first_weights_of_the_run(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    untrained = _untrained(load_model(run / "model"), config).state_dict()
+    settings = config["settings"]
+    sizes = {"sizes": tuple(settings["sizes"]), "image_size": 16, "patch_size": 4}
+    first = form(Pretraining(Path(settings["data"]), run, **sizes)).build(0, settings["seed"])
+    assert first.state_dict().keys() == untrained.keys()
+    assert all(torch.equal(untrained[name], value) for name, value in first.state_dict().items())
+
+
+def test_evaluate_of_a_run_without_labels_says_what_it_needs(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(pictures.rglob("*.png")):
+        shutil.copy(path, flat / f"{number}.png")
+    assert main(words(flat, tmp_path / "run", "ViT", sizes=["pool=cls"])) == 0
+    assert load_model(tmp_path / "run" / "model").num_prefix_tokens == 1  # the class token of pool=cls
+    assert main(["evaluate", str(tmp_path / "run"), "--workers", "0"]) == 2
+    assert "--data FOLDER names another, with a sub-folder for each class" in capsys.readouterr().err
 
 
 def test_evaluate_asks_about_pictures_that_were_kept_from_training(
@@ -516,7 +541,7 @@ def test_evaluate_asks_about_pictures_that_were_kept_from_training(
     for path in (asked._path(number) for number in range(len(asked))):
         shutil.copy(pictures / others[path.parent.name] / path.name, tmp_path / path.relative_to(pictures))
     assert main(["evaluate", str(run), "--data", str(tmp_path), "--workers", "0"]) == 0
-    assert capsys.readouterr().out == "knn 0.0 %, linear 0.0 %, accuracy 0.0 %\n"
+    assert capsys.readouterr().out.startswith("knn 0.0 %, linear 0.0 %, accuracy 0.0 %, of 6 photographs")
 
 
 def test_explore_writes_one_page(
@@ -738,18 +763,23 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
 
 # ---- Several processes -------------------------------------------------------------------------------------
 
-# What `torchrun` and `accelerate launch` are. The second starts several processes on GPUs only, so it is told
-# that there are some.
+# What `torchrun` and `accelerate launch` are, at a free port each: their own, 29500, may be taken by another
+# training. The second starts several processes on GPUs only, so it is told that there are some.
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node"],
-    "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes"],
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
+    "accelerate launch": [
+        "accelerate.commands.launch",
+        "--main_process_port=0",
+        "--multi_gpu",
+        "--num_processes",
+    ],
 }
 
 # `python -m vit_course`, which writes down which pictures each process reads to train.
 COUNTING = """
 import os, sys
 from pathlib import Path
-from vit_course.cli import main
+from vit_course.cli import _untrained, main
 from vit_course.lab.data import ImageFolderStream
 
 read_one = ImageFolderStream._read

@@ -53,7 +53,7 @@ def test_match_is_the_largest_cosine() -> None:
     for one, other, message in [
         (draw(3, 7, 5), draw(3, 7, 6), r"got shapes \(3, 7, 5\) and \(3, 7, 6\)"),
         (draw(3, 7, 5), draw(2, 7, 5), r"matched within an image"),
-        (draw(7, 5), draw(3, 7, 5), r"student must have axes \(b t d\)"),
+        (draw(7, 5), draw(3, 7, 5), r"student must have axes \(b s d\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             best_match(one, other)
@@ -213,7 +213,7 @@ def test_loss_refuses_what_it_cannot_compare() -> None:
         ),
         (
             {"teacher": [draw(3, 7), draw(3, 4, 7)]},
-            r"teacher region logits of view 0 must have axes \(b t k\)",
+            r"teacher region logits of view 0 must have axes \(b n k\)",
         ),
         ({"student_temp": 0.0}, "student_temp must be in"),
         ({"teacher_temp": -1.0}, "teacher_temp must be in"),

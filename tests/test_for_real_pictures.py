@@ -48,10 +48,13 @@ def test_views_keep_their_relative_size():
 
 
 def test_a_curve_stands_beside_named_baselines():
-    (axis,) = pictures.for_real.knn_curve([30, 60], [0.6, 0.7], {"untrained": 0.5}).axes
+    figure = pictures.for_real.knn_curve([30, 60], [0.6, 0.7], {"untrained": 0.5})
+    (axis,), (legend,) = figure.axes, figure.legends
     assert list(axis.lines[0].get_ydata()) == pytest.approx([60, 70])
     assert list(axis.lines[1].get_ydata()) == pytest.approx([50, 50])
-    assert [text.get_text() for text in axis.texts] == ["untrained"]
+    assert [text.get_text() for text in legend.get_texts()] == ["trained", "untrained"]
+    figure.canvas.draw()
+    assert legend.get_window_extent().y0 >= axis.get_window_extent().y1 - 1  # above the curve, never on it
 
 
 def test_principal_colours_part_what_differs():

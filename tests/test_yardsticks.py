@@ -101,6 +101,8 @@ def test_components_are_the_principal_ones_as_colours() -> None:
     for component in range(3):
         pair = torch.stack([ours[:, component].double(), theirs[:, component]])
         assert abs(torch.corrcoef(pair)[0, 1]) > 0.98  # but for what the percentiles cut off
+    # Normalised features: every direction sums to 0, but for rounding, and has a sign all the same.
+    assert (colours.amax(dim=(0, 2, 3)) > colours.amin(dim=(0, 2, 3))).all()
     torch.manual_seed(0)
     pyramid = MaxViT(num_classes=0, dim=16, depth=(1, 1), window_size=4, dim_head=8)
     assert yardsticks.components(pyramid, inputs).shape == (4, 3, 4, 4)
@@ -121,6 +123,13 @@ def test_a_table_has_the_columns_that_somebody_fills() -> None:
     assert table.rows == [["DINO", "100 %", "50 %", "9"], ["pixels", "20 %", "10 %", "3"]]
     with_masks = yardsticks.score_table(scores | {"square": {"IoU": 0.384}}, "DINO", "")
     assert with_masks.header[-1] == "IoU" and with_masks.rows[-1] == ["square", "", "", "", "0.38"]
+
+
+def test_reading_a_table_speaks_of_no_other_columns() -> None:
+    only_rank = yardsticks.how_to_read({"DINO": {"rank": 9.0}})
+    assert "Rank" in only_rank and "kNN" not in only_rank and "IoU" not in only_rank
+    everything = yardsticks.how_to_read({"DINO": {"kNN": 1.0, "rank": 9.0}, "square": {"IoU": 0.4}})
+    assert all(word in everything for word in ("kNN", "linear", "Rank", "IoU", "mAP"))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,14 @@ from export import code, exported_cells, module_name, public_definitions
 from layout import ATLAS, lesson_paths
 
 LIBRARIES = {"torch", "torchvision", "einops"}
-# Backbone and Pyramid save to and load from the hub; `fit` draws a progress bar.
-MORE_LIBRARIES = {"vit": {"huggingface_hub"}, "max_vit": {"huggingface_hub"}, "training": {"tqdm"}}
-# What draws is not needed to compute: it is imported where it is used.
-INSIDE_FUNCTIONS_ONLY = {"tqdm"}
+# Backbone and Pyramid save to and load from the hub; `fit` draws a progress bar and asks all processes.
+MORE_LIBRARIES = {
+    "vit": {"huggingface_hub"},
+    "max_vit": {"huggingface_hub"},
+    "training": {"tqdm", "accelerate"},
+}
+# What draws, or joins several processes, is not needed to compute: it is imported where it is used.
+INSIDE_FUNCTIONS_ONLY = {"tqdm", "accelerate"}
 # Shorter definitions look alike without being copies.
 COPY_LENGTH = 300
 

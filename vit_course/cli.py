@@ -10,12 +10,13 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 from torch import Tensor, nn
 
@@ -29,9 +30,10 @@ from vit_course.lab.pretrain import (
     load_model,
     pretrain,
 )
-from vit_course.lab.pretrain.folder import CONFIG, folder_beside, write_whole
+from vit_course.lab.pretrain.folder import CONFIG
 from vit_course.lab.pretrain.run import find_device, is_main
 from vit_course.lab.pretrain.views import square
+from vit_course.lab.writing import folder_beside, write_whole
 
 DESCRIPTION = "Train on photographs; measure, explore and export the model; open the lessons."
 STOPPED = 130  # what shells give for a program that Ctrl-C ended
@@ -42,11 +44,12 @@ REFUSED = 2
 class Evaluate:
     """Measure the backbone of a run by its nearest neighbours and by a linear layer.
 
-    Photographs that were kept from training are asked about; numbers go to evaluation.json in the run.
+    Photographs that were kept from training are named, by the backbone and by the same network before its
+    training; the numbers go to evaluation.json in the run.
 
     Args:
         run: folder that `vit-course pretrain` wrote.
-        data: folder of labelled photographs, that of the run by default.
+        data: folder of photographs whose sub-folders are classes, that of the run by default.
         batch: photographs at a time.
         workers: processes that read photographs ahead.
         device: auto, cpu, cuda …
@@ -172,18 +175,38 @@ def run_evaluate(command: Evaluate) -> None:
     folder = RunFolder(command.run.expanduser())
     config = folder.config()
     settings = config["settings"]
-    model = load_model(folder.weights).to(find_device(command.device))
-    labelled = LabelledPictures(
-        command.data or settings["data"],
-        config["image_size"],
-        settings["validation"],
-        batch=command.batch,
-        workers=command.workers,
-        progress=_shows_bars(command.progress),
-    )
-    numbers = labelled.measure(model, OBJECTIVES[settings["objective"]].pool)
-    write_whole(folder.path / "evaluation.json", json.dumps(numbers, indent=1) + "\n")
-    print(", ".join(f"{name} {100 * share:.1f} %" for name, share in numbers.items()))
+    device = find_device(command.device)
+    model = load_model(folder.weights)
+    try:
+        labelled = LabelledPictures(
+            command.data or settings["data"],
+            config["image_size"],
+            settings["validation"],
+            batch=command.batch,
+            workers=command.workers,
+            progress=_shows_bars(command.progress),
+        )
+    except ValueError as error:
+        if command.data:
+            raise
+        raise ValueError(f"{error}; --data FOLDER names another, with a sub-folder for each class") from error
+    pool = OBJECTIVES[settings["objective"]].pool
+    numbers: dict[str, Any] = labelled.measure(model.to(device), pool)
+    untrained = labelled.measure(_untrained(model, config).to(device), pool)
+    stored = numbers | {"photographs": labelled.count, "untrained": untrained}
+    write_whole(folder.path / "evaluation.json", json.dumps(stored, indent=1) + "\n")
+    print(f"{_in_per_cent(numbers)}, of {labelled.count} photographs; untrained {_in_per_cent(untrained)}")
+
+
+def _untrained(model: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """The network of a run as it was before the training, without a head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["settings"]["seed"])
+        return type(model)(**config["arguments"] | {"num_classes": 0})
+
+
+def _in_per_cent(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {100 * share:.1f} %" for name, share in numbers.items())
 
 
 def run_explore(command: Explore) -> None:
@@ -270,8 +293,6 @@ def _image_size(model: Any) -> int:
 
 
 def run_export(command: Export) -> None:
-    import torch
-
     from vit_course.lab import onnx
 
     folder = command.run.expanduser()
@@ -296,9 +317,7 @@ def run_lab(command: Lab) -> None:
         )
     subprocess.run([sys.executable, workspace], cwd=root, check=True)
     options = ["--ServerApp.root_dir=work", "--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
-    subprocess.run(
-        [sys.executable, "-m", "jupyterlab", "--ip=localhost", *options, "--LabApp.news_url=None"], cwd=root
-    )
+    subprocess.run([sys.executable, "-m", "jupyterlab", "--ip=localhost", *options], cwd=root)
 
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {

@@ -38,11 +38,11 @@ def best_match(student: Tensor, teacher: Tensor) -> Tensor:
     its own: the largest cosine.
 
     Args:
-        student: features (b, t, d).
-        teacher: features (b, s, d).
+        student: features (b, s, d).
+        teacher: features (b, t, d).
 
     Returns:
-        Places among the s regions, (b, t), int64.
+        Places among the t regions, (b, s), int64.
 
     Raises:
         ValueError: for features that do not fit each other.
@@ -52,8 +52,8 @@ def best_match(student: Tensor, teacher: Tensor) -> Tensor:
 
     Built in lesson 11.
     """
-    require_floats("student", student, "b t d")
-    require_floats("teacher", teacher, "b s d")
+    require_floats("student", student, "b s d")
+    require_floats("teacher", teacher, "b t d")
     if student.shape[0] != teacher.shape[0] or student.shape[2] != teacher.shape[2]:
         raise ValueError(
             "regions are matched within an image, by features of one width: got shapes "
@@ -70,10 +70,10 @@ def pair_loss(
     """How far the regions of the student's view are from the targets of their best matches.
 
     Args:
-        log_p: the student's log-probabilities (b, t, k).
-        student_features: for the match (b, t, d).
-        targets: the teacher's probabilities for its regions (b, s, k).
-        teacher_features: for the match (b, s, d).
+        log_p: the student's log-probabilities (b, s, k).
+        student_features: for the match (b, s, d).
+        targets: the teacher's probabilities for its regions (b, t, k).
+        teacher_features: for the match (b, t, d).
 
     Returns:
         Two scalars, means over images and the student's regions: the cross-entropy, and the entropy of the
@@ -84,7 +84,7 @@ def pair_loss(
     Built in lesson 11.
     """
     match = best_match(student_features, teacher_features)
-    of_match = targets.gather(1, repeat(match, "b t -> b t k", k=targets.shape[2]))  # (b, t, k)
+    of_match = targets.gather(1, repeat(match, "b s -> b s k", k=targets.shape[2]))  # (b, s, k)
     return -(of_match * log_p).sum(dim=-1).mean(), torch.special.entr(of_match).sum(dim=-1).mean()
 
 
@@ -96,7 +96,7 @@ def regions_of(features: Tensor, num_prefix_tokens: int = 0) -> Tensor:
         num_prefix_tokens: class tokens, which stand first and for no place in the view.
 
     Returns:
-        (b, t, d), in reading order.
+        (b, n, d), in reading order.
 
     Built in lesson 11.
     """
@@ -123,10 +123,10 @@ def region_loss(
     means over images and regions. No gradient reaches features, teacher or center.
 
     Args:
-        student: for each of v views, the logits of its regions (b, t, k); t may differ from view to view.
-        student_features: for each view (b, t, d), for the match.
-        teacher: logits (b, s, k) for the first g views, the global ones.
-        teacher_features: for each of these (b, s, d).
+        student: for each of v views, the logits of its regions (b, s, k); s may differ from view to view.
+        student_features: for each view (b, s, d), for the match.
+        teacher: logits (b, t, k) for the first g views, the global ones.
+        teacher_features: for each of these (b, t, d).
         center: (k,), taken from the teacher's logits.
         student_temp: as for dino_loss.
         teacher_temp: as for dino_loss.
@@ -185,7 +185,7 @@ def region_loss(
 
 
 def _require_regions(name: str, logits: Sequence[Tensor], features: Sequence[Tensor], center: Tensor) -> None:
-    """Raise a TypeError or ValueError unless each view has logits (b, t, k) and features (b, t, d) for its
+    """Raise a TypeError or ValueError unless each view has logits (b, n, k) and features (b, n, d) for its
     regions.
     """
     if len(logits) != len(features):
@@ -193,23 +193,23 @@ def _require_regions(name: str, logits: Sequence[Tensor], features: Sequence[Ten
             f"the {name}'s regions have logits of {len(logits)} views, but features of {len(features)}"
         )
     for view, (of_view, features_of_view) in enumerate(zip(logits, features, strict=True)):
-        require_floats(f"{name} region logits of view {view}", of_view, "b t k")
-        require_floats(f"{name} region features of view {view}", features_of_view, "b t d")
+        require_floats(f"{name} region logits of view {view}", of_view, "b n k")
+        require_floats(f"{name} region features of view {view}", features_of_view, "b n d")
         if of_view.shape[:2] != features_of_view.shape[:2] or of_view.shape[2] != center.shape[0]:
             raise ValueError(
-                f"{name} regions of view {view} must agree on b, t and k, got logits {tuple(of_view.shape)}, "
+                f"{name} regions of view {view} must agree on b, n and k, got logits {tuple(of_view.shape)}, "
                 f"features {tuple(features_of_view.shape)} and center {tuple(center.shape)}"
             )
 
 
 class ViewsAndRegions(NamedTuple):
-    """The answers of a network to the v views of b images, and to the t regions of each view, t its own for
+    """The answers of a network to the v views of b images, and to the n regions of each view, n its own for
     every size of view.
 
     Args:
         views: logits (v, b, k).
-        regions: for each view, logits (b, t, k).
-        features: for each view, what its regions are compared by (b, t, d).
+        regions: for each view, logits (b, n, k).
+        features: for each view, what its regions are compared by (b, n, d).
 
     Built in lesson 11.
     """
@@ -227,7 +227,7 @@ class _RegionWrapper(MultiCropWrapper):
         self.region_head = region_head
 
     def features_and_regions(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops of one size, after one pass: pooled features (b, d), and those of the regions (b, t, d)."""
+        """Crops of one size, after one pass: pooled features (b, d), and those of the regions (b, n, d)."""
         features = self.run(self.backbone.forward_features, images)
         pooled = self.require_pooled(self.backbone.forward_head(features), images)
         return pooled, regions_of(features, self.backbone.num_prefix_tokens)
@@ -256,7 +256,7 @@ class EsViT(DINO):
 
     Args:
         backbone: any model of the backbone protocol with num_classes=0; forward_features gives tokens (b,
-            num_prefix_tokens + t, d) or a map (b, d, h, w), and forward_head pools them to (b, d). It runs
+            num_prefix_tokens + n, d) or a map (b, d, h, w), and forward_head pools them to (b, d). It runs
             once for each size of crops.
         out_dim: of both heads, as for DINO.
         hidden_dim: of both heads, as for DINOHead.

@@ -74,8 +74,8 @@ def slow_region_loss(
 def regions_of(
     counts: tuple[int, ...], width: int, b: int = 3, seed: int = 0, size: float = 1.0
 ) -> list[Tensor]:
-    """For each view (b, t, width), the lengths of the rows very different."""
-    rows = [draw(b, t, width, seed=seed + view) for view, t in enumerate(counts)]
+    """For each view (b, n, width), the lengths of the rows very different."""
+    rows = [draw(b, n, width, seed=seed + view) for view, n in enumerate(counts)]
     return [size * row * (1 + 5 * draw(*row.shape[:2], 1, seed=99).abs()) for row in rows]
 
 

@@ -6,7 +6,6 @@ write_page("my_experiment.html", "DINO on shapes", {"The table": ["What it says.
 """
 
 import html
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import vit_course
 
 from .explorer import AttentionExplorer
 from .pictures import as_html
+from .writing import write_whole
 
 STYLE = """
 :root {
@@ -193,12 +193,7 @@ def write_page(path: str | Path, title: str, sections: Mapping[str, Sequence[Par
 </body>
 </html>
 """
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, text)
     return path
 
 

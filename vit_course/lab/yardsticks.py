@@ -29,6 +29,7 @@ from vit_course.training import eval_mode
 from vit_course.vit import Backbone
 
 from .data import ImageSet, normalise
+from .pictures.for_real import principal_colours
 from .report import Table
 from .results import wilson
 
@@ -210,19 +211,39 @@ def components(backbone: Backbone | Pyramid, inputs: Tensor) -> Tensor:
     """
     patches = extract_features(backbone, inputs, "patches")  # (b, n, d)
     rows = isqrt(patches.shape[1])
-    flat = patches.flatten(0, 1)
-    flat = flat - flat.mean(dim=0)
-    directions = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
-    directions = directions * directions.sum(dim=1, keepdim=True).sign()  # the SVD leaves the sign open
-    colours = flat @ directions.T
-    low, high = (torch.quantile(colours, share, dim=0) for share in (0.02, 0.98))
-    colours = ((colours - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colours = principal_colours(patches.flatten(0, 1))
     return colours.view(len(inputs), rows, rows, 3).permute(0, 3, 1, 2)
 
 
 def nearest(known: Tensor, queries: Tensor, k: int) -> Tensor:
     """Where the k features stand that are nearest to each query by cosine: (b, d), (q, d) -> (q, k)."""
     return (F.normalize(queries, dim=1) @ F.normalize(known, dim=1).T).topk(k).indices
+
+
+def how_to_read(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Sentences on the columns that `score_table` has for these scores, for somebody who knows none of them.
+
+    Args:
+        scores: for each name its measures.
+    """
+    measures = {measure for of_name in scores.values() for measure in of_name}
+    sentences = ["How to read the table:"]
+    if "kNN" in measures:
+        sentences.append(
+            "kNN is the share of test pictures that get the right name from the 20 training pictures whose "
+            "features are most like theirs; linear is that of one linear layer on the same features."
+        )
+    if "rank" in measures:
+        sentences.append(
+            "Rank says in how many directions the features of the test pictures spread, which are never more "
+            "than there are test pictures."
+        )
+    if "IoU" in measures:
+        sentences.append(
+            "IoU is the overlap of the part that attention marks with the true object, from 0 to 1; mAP and "
+            "AP50 judge the box around that part."
+        )
+    return " ".join(sentences)
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]], marked: str, caption: str) -> Table:

@@ -29,12 +29,29 @@ def _row_sum(answer: Tensor) -> str:
 def _heads(
     bottleneck: Callable[[Tensor], Tensor] = lambda rows: F.normalize(rows, dim=-1),
     prototypes: Callable[[Tensor], Tensor] = lambda rows: F.normalize(rows, dim=-1),
+    before: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Callable[..., DINOHead]:
-    """The class of a head that does something else to its bottleneck or to its prototypes."""
+    """The class of a head that does something else to its bottleneck, its prototypes or its features."""
 
     class Changed(DINOHead):
         def forward(self, features: Tensor) -> Tensor:
-            return bottleneck(self.mlp(features)) @ prototypes(self.prototypes.weight).T
+            return bottleneck(self.mlp(before(features))) @ prototypes(self.prototypes.weight).T
+
+    return Changed
+
+
+def _plain_logits(head: DINOHead, features: Tensor) -> Tensor:
+    return head.prototypes(head.mlp(features))
+
+
+def _with_logits(
+    change: Callable[[Tensor], Tensor], logits: Callable[[DINOHead, Tensor], Tensor] = _plain_logits
+) -> Callable[..., DINOHead]:
+    """The class of a head that does something to its logits."""
+
+    class Changed(DINOHead):
+        def forward(self, features: Tensor) -> Tensor:
+            return change(logits(self, features))
 
     return Changed
 
@@ -78,12 +95,52 @@ DINO_HEAD = Exercise(
             "There is a GELU behind the bottleneck. It cuts off the negative coordinates, so directions fill "
             "only a corner of the sphere.",
         ),
+        "normalised over axis 1": Mistake(
+            _heads(bottleneck=lambda rows: F.normalize(rows, dim=1)),
+            "Right for features with two axes. With three, axis 1, F.normalize's default, is not the last: "
+            "dim=-1.",
+        ),
+        "logits normalised": Mistake(
+            _with_logits(lambda logits: F.normalize(logits, dim=-1)),
+            "The logits have length 1. Not they but the two vectors of each cosine are to be normalised: the "
+            "bottleneck and each prototype.",
+        ),
+        "cosines normalised": Mistake(
+            _with_logits(lambda logits: F.normalize(logits, dim=-1), DINOHead.forward),
+            "These are the right cosines, scaled once more to length 1. Return them as they are.",
+        ),
+        "softmax": Mistake(
+            _with_logits(lambda logits: logits.softmax(dim=-1), DINOHead.forward),
+            "These are probabilities. The head returns cosines; softmax and temperature belong to the loss.",
+        ),
+        "features normalised": Mistake(
+            _heads(lambda rows: rows, before=lambda rows: F.normalize(rows, dim=-1)),
+            "You normalise the features. It is the bottleneck, what self.mlp returns, that is to have "
+            "length 1.",
+        ),
+        "features normalised too": Mistake(
+            _heads(before=lambda rows: F.normalize(rows, dim=-1)),
+            "Bottleneck and prototypes are right, but the features are normalised as well: give them to "
+            "self.mlp as they are.",
+        ),
+        "one length for the batch": Mistake(
+            _heads(bottleneck=lambda rows: rows / rows.norm()),
+            "The bottleneck is divided by one number, the length of the whole batch. Each picture has a "
+            "length of its own: F.normalize(…, dim=-1).",
+        ),
         "only the bottleneck": Mistake(
             _heads(prototypes=lambda rows: torch.eye(rows.shape[1])),
             "This is the bottleneck itself, of length 1. Compare it with each prototype: one cosine each.",
         ),
     },
     calls=forward,
+    errors={
+        "cannot be multiplied": (
+            "self.mlp comes first, and self.prototypes.weight is (K, bottleneck_dim): F.linear transposes it "
+            "by itself, @ does not."
+        ),
+        "must match the size": "A length of shape (b,) does not divide (b, d): norm(dim=-1, keepdim=True).",
+    },
 )
 
 
@@ -152,6 +209,50 @@ TEACHER_TARGET = Exercise(
                 f"{_row_sum(answer).capitalize()}: the softmax ran over the pictures; the prototypes are the "
                 "last axis."
             ),
+            cases=2,
+        ),
+        "softmax over axis 1": Mistake(
+            lambda logits, center, temperature: ((logits - center) / temperature).softmax(dim=1),
+            "Right for logits with two axes. With three, axis 1 is the pictures: the prototypes are the last "
+            "axis, dim=-1.",
+        ),
+        "only the centre divided": Mistake(
+            lambda logits, center, temperature: (logits - center / temperature).softmax(dim=-1),
+            "Only the center is divided by the temperature: brackets, (logits - center) / temperature.",
+        ),
+        "centre minus logits": Mistake(
+            lambda logits, center, temperature: ((center - logits) / temperature).softmax(dim=-1),
+            "You take the logits from the center, so the prototype that fits worst gets most. The center is "
+            "taken from the logits.",
+        ),
+        "no softmax": Mistake(
+            lambda logits, center, temperature: (logits - center) / temperature,
+            lambda answer: (
+                f"{_row_sum(answer).capitalize()}: centred and sharpened, but not yet a distribution. The "
+                "softmax is missing."
+            ),
+        ),
+        "sharpened after the softmax": Mistake(
+            lambda logits, center, temperature: (logits - center).softmax(dim=-1) / temperature,
+            lambda answer: (
+                f"{_row_sum(answer).capitalize()}: you divide probabilities by the temperature. Divide the "
+                "logits, before the softmax."
+            ),
+        ),
+        "one softmax for all": Mistake(
+            lambda logits, center, temperature: (
+                ((logits - center) / temperature).flatten().softmax(dim=0).view_as(logits)
+            ),
+            lambda answer: (
+                f"{_row_sum(answer).capitalize()}: all rows together sum to 1. Each picture is to have a "
+                "distribution of its own."
+            ),
+        ),
+        "the winner": Mistake(
+            lambda logits, center, temperature: F.one_hot(
+                (logits - center).argmax(dim=-1), logits.shape[-1]
+            ).float(),
+            "Each row is 1 for one prototype and 0 for the rest: a temperature of zero. Use a softmax.",
         ),
         "logarithm": Mistake(
             lambda logits, center, temperature: ((logits - center) / temperature).log_softmax(dim=-1),
@@ -185,10 +286,22 @@ def _wrong_view_loss(
         student = student - center
     if mistake == "same view":
         teacher = teacher.flip(0)
+    if mistake == "other pictures":
+        teacher = teacher.flip(0, 1)  # so that the pairs are of one view, and of other pictures
     if mistake == "not centred":
         center = torch.zeros_like(center)
     targets = ((teacher - center) / teacher_temp).softmax(dim=-1)
     log_p = F.log_softmax(student / student_temp, dim=-1)
+    if mistake == "softmax over the pictures":
+        targets = ((teacher - center) / teacher_temp).softmax(dim=1)
+        log_p = F.log_softmax(student / student_temp, dim=1)
+    if mistake == "softmax over the views":
+        targets = ((teacher - center) / teacher_temp).softmax(dim=0)
+        log_p = F.log_softmax(student / student_temp, dim=0)
+    if mistake == "cross_entropy of three axes":
+        return F.cross_entropy(student / student_temp, targets.flip(0))
+    if mistake == "clamped":
+        log_p = (student / student_temp).softmax(dim=-1).clamp(min=1e-8).log()
     if mistake == "log(softmax)":
         log_p = (student / student_temp).softmax(dim=-1).log()
     if mistake == "clipped":
@@ -209,6 +322,12 @@ def _wrong_view_loss(
         return pairs.mean() / student.shape[-1]
     if mistake == "pairs added":
         return pairs.mean(dim=1).sum()
+    if mistake == "everything added":
+        return pairs.sum()
+    if mistake == "one pair":
+        return pairs[0].mean()
+    if mistake == "the other pair":
+        return pairs[1].mean()
     if mistake == "KL":
         return pairs.mean() + (targets * targets.clamp(min=1e-30).log()).sum(dim=-1).mean()
     return -pairs.mean() if mistake == "sign" else pairs.mean()
@@ -268,6 +387,37 @@ TWO_VIEW_LOSS = Exercise(
                 "pictures and pairs."
             ),
             "pairs added": "The two pairs are added up; take their mean.",
+            "everything added": (
+                "Pictures and pairs are added up; the sum runs over the prototypes only, then take the mean."
+            ),
+            "one pair": (
+                "Only one pair counts, the teacher's view 0 with the student's view 1. The other way round "
+                "is the second."
+            ),
+            "the other pair": (
+                "Only one pair counts, the teacher's view 1 with the student's view 0. The other way round "
+                "is the second."
+            ),
+            "other pictures": (
+                "You compare each picture with another one of the same view: flip(0) turns the views, "
+                "flip(1) the pictures."
+            ),
+            "softmax over the pictures": (
+                "Both softmaxes run over axis 1, the pictures of the batch. The prototypes are the last "
+                "axis: dim=-1."
+            ),
+            "softmax over the views": (
+                "Both softmaxes run over axis 0, the two views. The prototypes are the last axis: dim=-1."
+            ),
+            "cross_entropy of three axes": (
+                "F.cross_entropy takes axis 1 for the classes, which here is the pictures. Call it for each "
+                "pair, with (b, K), or write -(q * log_softmax).sum(dim=-1).mean()."
+            ),
+            "clamped": (
+                "Right in easy cases, but a clamped softmax stops at the logarithm of the clamp, and its "
+                "gradient is zero there: where the student is very sure and wrong the true loss is larger. "
+                "Use F.log_softmax."
+            ),
             "sign": "The sign is turned round: a cross-entropy is minus the sum.",
         }.items()
     }
@@ -284,6 +434,11 @@ TWO_VIEW_LOSS = Exercise(
             student_temp=0.04,
             teacher_temp=0.1,
         ),
+        "no temperature of the student": _two_view_mistake(
+            "no temperature of the student",
+            "The student's logits are not divided by its temperature, 0.1.",
+            student_temp=1.0,
+        ),
     },
 )
 
@@ -295,27 +450,31 @@ def _wrong_sinkhorn(logits: Tensor, temperature: float, iterations: int, *, mist
     """Targets by Sinkhorn and Knopp with a mistake in them."""
     if mistake == "temperature multiplied":
         temperature = 1 / temperature
-    scaled = logits / temperature
+    scaled = logits if mistake == "no temperature" else logits / temperature
+    if mistake == "softmax in turn":
+        for _ in range(iterations):
+            scaled = scaled.softmax(dim=0).softmax(dim=1)
+        return scaled
     if mistake == "softmax first":
         scaled = scaled.log_softmax(dim=-1)
     elif mistake == "maximum of each sample":
         scaled = scaled - scaled.amax(dim=1, keepdim=True)
     elif mistake != "no maximum":
         scaled = scaled - scaled.max()
-    n, k = logits.shape
     q = scaled.exp()
     order: tuple[str, ...] = (
         ("samples", "prototypes") if mistake == "samples first" else ("prototypes", "samples")
     )
     if mistake in ("samples only", "prototypes only"):
         order = (mistake.split()[0],)
-    for _ in range(1 if mistake == "one iteration" else 100 if mistake == "converged" else iterations):
+    rounds = {"one iteration": 1, "always three": 3, "converged": 100}.get(mistake, iterations)
+    for _ in range(rounds):
         for step in order:
             if step == "prototypes":
-                q = q / q.sum(dim=0, keepdim=True) * n / k
+                q = q / q.sum(dim=0, keepdim=True)
             else:
                 q = q / q.sum(dim=1, keepdim=True)
-    return q / n if mistake == "samples to 1 / n" else q
+    return q / len(q) if mistake == "samples to 1 / n" else q
 
 
 SINKHORN_KNOPP = Exercise(
@@ -366,6 +525,15 @@ SINKHORN_KNOPP = Exercise(
             "temperature multiplied": (
                 "Divide by the temperature before the exponential: a low one makes sharp targets."
             ),
+            "always three": (
+                "Always three rounds, whatever `iterations` says: the second case asks for two, the third "
+                "for four."
+            ),
+            "no temperature": ("The temperature is not used: start from exp(logits / temperature)."),
+            "softmax in turn": (
+                "You take a softmax of a softmax, so the exponential is taken again in each round. Take it "
+                "once, at the start; after that only divide by sums."
+            ),
             "samples to 1 / n": (
                 "Your rows sum to 1 / n. DINOv2's code ends with a multiplication by the number of samples, "
                 "so that each row is a distribution."
@@ -398,10 +566,24 @@ def _nearest(rows: Tensor) -> Tensor:
     return distances.masked_fill(torch.eye(len(rows), dtype=torch.bool), math.inf).amin(dim=1)
 
 
+def _by_product(rows: Tensor) -> Tensor:
+    """The place of each row's neighbour, the row with the largest product."""
+    return (rows @ rows.T).fill_diagonal_(-math.inf).argmax(dim=1)
+
+
+def _by_distance(rows: Tensor, nearest: Tensor) -> Tensor:
+    """KoLeo of rows with given neighbours."""
+    return -(rows - rows[nearest]).norm(dim=1).log().mean()
+
+
 KOLEO = Exercise(
     name="KoLeo",
     solution=KoLeo,
-    cases=(({}, (2 * _random(5, 3),)), ({}, (_random(8, 4),))),
+    cases=(
+        ({}, (2 * _random(5, 3),)),
+        ({}, (_random(8, 4),)),
+        ({}, (torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.6, -0.9]]),)),  # no two have a cosine above 0
+    ),
     praise="Each picture is pushed from its nearest neighbour only, and most where the two are close.",
     tolerance=1e-4,
     mistakes={
@@ -409,6 +591,41 @@ KOLEO = Exercise(
             _koleos(lambda features: -_nearest(features).log().mean()),
             "The features keep their lengths: the loss could fall for ever by making them longer. Scale "
             "each to length 1 first.",
+        ),
+        "nothing normalised": Mistake(
+            _koleos(lambda features: _by_distance(features, _by_product(features))),
+            "The features keep their lengths: a product is a cosine only for directions, and the loss could "
+            "fall for ever by making features longer. Scale each to length 1 first.",
+        ),
+        "neighbours by direction, distance without": Mistake(
+            _koleos(lambda features: _by_distance(features, _by_product(_directions(features)))),
+            "The neighbour is right, but the distance is of the features as they came: take it between the "
+            "directions z.",
+        ),
+        "diagonal of zeros": Mistake(
+            _koleos(
+                lambda features: _by_distance(
+                    _directions(features),
+                    (_directions(features) @ _directions(features).T).fill_diagonal_(0).argmax(dim=1),
+                )
+            ),
+            "Right where each picture has a neighbour with a cosine above 0. In the third case all cosines "
+            "are negative, and the 0 on the diagonal wins: fill it with -math.inf.",
+        ),
+        "one minus the cosine": Mistake(
+            _koleos(lambda features: -(_nearest(_directions(features)).square() / 2).log().mean()),
+            "This is minus the logarithm of 1 - cosine, which is half of the squared distance. Take the "
+            "distance itself.",
+        ),
+        "one length for all": Mistake(
+            _koleos(
+                lambda features: (
+                    -(_directions(features) - _directions(features)[_by_product(_directions(features))])
+                    .norm()
+                    .log()
+                )
+            ),
+            "This is the length of all differences together: norm(dim=1) gives each picture its own.",
         ),
         "its own neighbour": Mistake(
             _koleos(lambda features: torch.tensor(-math.log(1e-8))),
@@ -474,6 +691,14 @@ KOLEO = Exercise(
             _koleos(lambda features: -_nearest(F.normalize(features, dim=0)).log().mean()),
             "The columns have length 1: normalise each picture's features, dim=1.",
         ),
+        "normalised over the batch, by products": Mistake(
+            _koleos(
+                lambda features: _by_distance(
+                    F.normalize(features, dim=0), _by_product(F.normalize(features, dim=0))
+                )
+            ),
+            "The columns have length 1: normalise each picture's features, dim=1.",
+        ),
     },
     calls=forward,
 )
@@ -489,7 +714,7 @@ def best_koleo(points: int) -> float:
 BEST_KOLEO = Exercise(
     name="best_koleo",
     solution=best_koleo,
-    cases=((6,), (4,), (100,)),
+    cases=((4,), (3,), (100,)),
     praise="Six points end as a hexagon with sides 1, so their loss is zero; more than six make it positive.",
     mistakes={
         "the arc": Mistake(
@@ -512,7 +737,36 @@ BEST_KOLEO = Exercise(
             lambda points: 2 * math.sin(math.pi / points),
             "This is the distance to the neighbour; the loss is minus its logarithm.",
         ),
+        "degrees": Mistake(
+            lambda points: -math.log(abs(2 * math.sin(180 / points))),
+            "math.sin takes radians: half the angle between neighbours is π / n.",
+        ),
+        "another base": Mistake(
+            lambda points: -math.log10(2 * math.sin(math.pi / points)),
+            "Your logarithm has the base 10; KoLeo's is the natural one, math.log.",
+        ),
+        "the base 2": Mistake(
+            lambda points: -math.log2(2 * math.sin(math.pi / points)),
+            "Your logarithm has the base 2; KoLeo's is the natural one, math.log.",
+        ),
+        "sum over the points": Mistake(
+            lambda points: -points * math.log(2 * math.sin(math.pi / points)),
+            "The points are added up; KoLeo is their mean, and all are alike.",
+        ),
+        "squared": Mistake(
+            lambda points: -2 * math.log(2 * math.sin(math.pi / points)),
+            "You have the squared distance: the loss is twice what it should be.",
+        ),
+        "half the angle": Mistake(
+            lambda points: -math.log(2 * math.sin(math.pi / (2 * points))),
+            "The angle is halved twice: between neighbours it is 2 π / n, and the chord is 2 sin of π / n.",
+        ),
+        "n - 1 gaps": Mistake(
+            lambda points: -math.log(2 * math.sin(math.pi / (points - 1))),
+            "A circle of n points has n gaps, not n - 1: the last point is the first one's neighbour.",
+        ),
     },
+    errors={"math domain error": "Is the angle in radians? math.sin takes no degrees."},
 )
 
 
@@ -574,6 +828,22 @@ FOLLOW = Exercise(
             ),
             "All floats are right. The counter of batches, a whole number, is the student's.",
         ),
+        "counter averaged": Mistake(
+            lambda teacher, student, momentum: tuple(
+                (momentum * own + (1 - momentum) * student.state_dict()[name]).to(own.dtype)
+                for name, own in teacher.state_dict().items()
+            ),
+            "All floats are right. The counter of batches is averaged and rounded; a whole number is the "
+            "student's.",
+        ),
+        "only the parameters": Mistake(
+            lambda teacher, student, momentum: tuple(
+                torch.lerp(new, own, momentum)
+                for own, new in zip(teacher.parameters(), student.parameters(), strict=True)
+            ),
+            "These are the parameters only. BatchNorm's running statistics are buffers: go through "
+            "state_dict(), which holds both.",
+        ),
         "momentum swapped": Mistake(
             lambda teacher, student, momentum: follow(teacher, student, 1 - momentum),
             "Teacher and student have changed shares: momentum is how much of itself the teacher keeps.",
@@ -591,6 +861,11 @@ FOLLOW = Exercise(
             lambda teacher, student, momentum: tuple(teacher.state_dict().values()),
             "The teacher has not moved.",
         ),
+    },
+    errors={
+        "not implemented for": (
+            "One tensor of the state is a counter, a whole number, which has no average: take the student's."
+        )
     },
 )
 
@@ -640,6 +915,32 @@ MASKED_PATCH_LOSS = Exercise(
                 (_of_patches(student, targets) * mask).sum(dim=1) / mask.sum(dim=1)
             ).mean(),
             "Right, until a picture has no masked patch: 0 / 0. It counts with 0; divide by one there.",
+        ),
+        "pictures without a mask left out": Mistake(
+            lambda student, targets, mask: (
+                (_of_patches(student, targets) * mask).sum(dim=1) / mask.sum(dim=1)
+            ).nanmean(),
+            "Right, until a picture has no masked patch: you leave it out of the mean. It counts with 0, and "
+            "the mean is over all pictures.",
+        ),
+        "sum over pictures": Mistake(
+            lambda student, targets, mask: masked_patch_loss(student, targets, mask) * len(mask),
+            "The pictures are added up; take their mean.",
+        ),
+        "mean over the prototypes": Mistake(
+            lambda student, targets, mask: masked_patch_loss(student, targets, mask) / targets.shape[-1],
+            "You take the mean over the prototypes too. A cross-entropy is their sum.",
+        ),
+        "softmax of the targets": Mistake(
+            lambda student, targets, mask: masked_patch_loss(student, targets.softmax(dim=-1), mask),
+            "The targets are probabilities already: no softmax for them.",
+        ),
+        "softmax over the patches": Mistake(
+            lambda student, targets, mask: (
+                -(targets * F.log_softmax(student / 0.1, dim=1)).sum(dim=-1).mul(mask).sum(dim=1)
+                / mask.sum(dim=1).clamp(min=1)
+            ).mean(),
+            "The softmax runs over the patches; the prototypes are the last axis: dim=-1.",
         ),
         "sum over patches": Mistake(
             lambda student, targets, mask: (_of_patches(student, targets) * mask).sum(dim=1).mean(),

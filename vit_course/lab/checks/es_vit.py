@@ -101,12 +101,12 @@ _Pair = tuple[Tensor, Tensor]
 
 
 def _of_matches(values: Tensor, match: Tensor) -> Tensor:
-    """Rows (b, s, k) at the places (b, t) -> (b, t, k)."""
+    """Rows (b, t, k) at the places (b, s) -> (b, s, k)."""
     return values[torch.arange(len(values))[:, None], match]
 
 
 def _compared(log_p: Tensor, targets: Tensor) -> _Pair:
-    """Cross-entropy and entropy of targets (b, t, k), which stand beside the answers already."""
+    """Cross-entropy and entropy of targets (b, s, k), which stand beside the answers already."""
     return -(targets * log_p).sum(dim=-1).mean(), torch.special.entr(targets).sum(dim=-1).mean()
 
 
@@ -148,16 +148,44 @@ def _of_teachers_regions(log_p: Tensor, student: Tensor, targets: Tensor, teache
     return _compared(_of_matches(log_p, best_match(teacher, student)), targets)
 
 
+def _entropy_changed(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., _Pair]:
+    """Another entropy, made of answers and used targets (b, s, k), beside the right loss."""
+
+    def changed(log_p: Tensor, student: Tensor, targets: Tensor, teacher: Tensor) -> _Pair:
+        used = _of_matches(targets, best_match(student, teacher))
+        return _compared(log_p, used)[0], change(log_p, used)
+
+    return changed
+
+
+def _by_pytorch(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., _Pair]:
+    """A loss of PyTorch's for answers and used targets (b, s, k), beside the right entropy."""
+
+    def changed(log_p: Tensor, student: Tensor, targets: Tensor, teacher: Tensor) -> _Pair:
+        used = _of_matches(targets, best_match(student, teacher))
+        return loss(log_p, used), _compared(log_p, used)[1]
+
+    return changed
+
+
+def _first_prototype_only(log_p: Tensor, student: Tensor, targets: Tensor, teacher: Tensor) -> _Pair:
+    return _compared(log_p, targets.gather(1, best_match(student, teacher)[..., None]))
+
+
+def _for_all_pictures(log_p: Tensor, student: Tensor, targets: Tensor, teacher: Tensor) -> _Pair:
+    return _compared(log_p, targets[:, best_match(student, teacher)])
+
+
 def _entropy_of_all(log_p: Tensor, student: Tensor, targets: Tensor, teacher: Tensor) -> _Pair:
     return pair_loss(log_p, student, targets, teacher)[0], torch.special.entr(targets).sum(dim=-1).mean()
 
 
-def _pair_case(b: int, t: int, s: int, k: int) -> tuple[Tensor, ...]:
+def _pair_case(b: int, s: int, t: int, k: int) -> tuple[Tensor, ...]:
     return (
-        (3 * _random(b, t, k)).log_softmax(dim=-1),
-        _features(b, t, 6),
-        (5 * _random(b, s, k)).softmax(dim=-1),
+        (3 * _random(b, s, k)).log_softmax(dim=-1),
         _features(b, s, 6),
+        (5 * _random(b, t, k)).softmax(dim=-1),
+        _features(b, t, 6),
     )
 
 
@@ -172,7 +200,7 @@ PAIR_LOSS = Exercise(
     name="pair_loss",
     solution=pair_loss,
     cases=(_pair_case(2, 3, 5, 4), _pair_case(3, 6, 4, 7), _SURE_AND_WRONG),
-    praise="Each of the student's regions has the target of its match; 400 where a sure answer is wrong.",
+    praise="Each of the student's regions has the target of its match; a sure and wrong answer costs 400.",
     mistakes={
         "not normalised": Mistake(
             _pair(lambda student, teacher: (student @ teacher.mT).argmax(dim=-1)), _NOT_NORMALISED
@@ -223,6 +251,52 @@ PAIR_LOSS = Exercise(
             _entropy_of_all,
             "The loss is right. The entropy is that of the targets which are *used*, one for each of the "
             "student's regions: a region that is nobody's match does not count.",
+        ),
+        "entropy of the student": Mistake(
+            _entropy_changed(lambda log_p, used: torch.special.entr(log_p.exp()).sum(dim=-1).mean()),
+            "The loss is right. The entropy is that of the student's answers; wanted is the entropy of the "
+            "targets that were used.",
+        ),
+        "entropy without 0 · ln 0": Mistake(
+            _entropy_changed(lambda log_p, used: -(used * used.log()).sum(dim=-1).mean()),
+            "The loss is right, but where a target is 0 its entropy is NaN: 0 · ln 0 is not a number for a "
+            "computer. torch.special.entr(q) is -q ln q, and 0 there.",
+        ),
+        "entropy with the wrong sign": Mistake(
+            _entropy_changed(lambda log_p, used: -torch.special.entr(used).sum(dim=-1).mean()),
+            "The loss is right, and so is the entropy but for its sign: torch.special.entr has the minus in "
+            "it already.",
+        ),
+        "divergence beside the loss": Mistake(
+            _entropy_changed(
+                lambda log_p, used: _compared(log_p, used)[0] - torch.special.entr(used).sum(dim=-1).mean()
+            ),
+            "The loss is right. Your second number is the KL divergence; wanted is the entropy of the "
+            "targets.",
+        ),
+        "the two exchanged": Mistake(
+            lambda *case: pair_loss(*case)[::-1],
+            "Both numbers are right but have changed places: the cross-entropy first, then the entropy.",
+        ),
+        "one number of each target": Mistake(
+            _first_prototype_only,
+            "You fetch one number of each target, that of the first prototype. `gather` takes as many as its "
+            "index has: repeat the match over all k.",
+        ),
+        "every picture's matches": Mistake(
+            _for_all_pictures,
+            "targets[:, match] takes the matches of all pictures for each picture. Each has a row of its "
+            "own: targets[torch.arange(b)[:, None], match].",
+        ),
+        "regions as classes": Mistake(
+            _by_pytorch(lambda log_p, used: F.cross_entropy(log_p, used)),
+            "F.cross_entropy takes axis 1 for the classes, and that is your regions. Flatten pictures and "
+            "regions to one axis first, or sum over the last axis yourself.",
+        ),
+        "divergence by pictures": Mistake(
+            _by_pytorch(lambda log_p, used: F.kl_div(log_p, used, reduction="batchmean")),
+            "F.kl_div with batchmean is a KL divergence, added up over the regions of a picture. Wanted is "
+            "the cross-entropy, as a mean over them.",
         ),
         "divergence": Mistake(
             _loss_changed(lambda loss, entropy: loss - entropy),
@@ -288,7 +362,7 @@ REGIONS_OF = Exercise(
         ),
         "d before the regions": Mistake(
             _map_changed(lambda features: features.flatten(2)),
-            "For a map your answer has the axes (b, d, t): the regions come before d.",
+            "For a map your answer has the axes (b, d, n): the regions come before d.",
         ),
         "the last tokens": Mistake(
             lambda features, prefix: (
@@ -371,16 +445,70 @@ def _moved(towards: Tensor, given: dict) -> Tensor:
     return torch.lerp(towards, given["center"], given["center_momentum"])
 
 
+def _changed(by: Callable[..., Tensor], targets: Callable[[Tensor], Tensor] = torch.exp) -> Callable:
+    """Loss and entropy with another way from the student's logits and its temperature to log-probabilities,
+    or from the targets' logarithms to targets; the right center.
+    """
+
+    def wrong(*given: Any) -> _Numbers:
+        student, features, teacher, teacher_features, center, student_temp, teacher_temp, _ = given
+        log_p = [by(view, student_temp) for view in student]
+        wanted = [targets(log_targets(view, center, teacher_temp)) for view in teacher]
+        pairs = [
+            pair_loss(log_p[v], features[v], wanted[i], teacher_features[i])
+            for i in range(len(teacher))
+            for v in range(len(student))
+            if i != v
+        ]
+        loss, entropy = (torch.stack(part).mean() for part in zip(*pairs, strict=True))
+        return loss, entropy, region_loss(*given)[2]
+
+    return wrong
+
+
+def _log_softmax(view: Tensor, temperature: float) -> Tensor:
+    return (view / temperature).log_softmax(dim=-1)
+
+
+def _each_pair_once(*given: Any) -> _Numbers:
+    student, features, teacher, teacher_features, center, student_temp, teacher_temp, _ = given
+    pairs = [
+        pair_loss(
+            _log_softmax(student[v], student_temp),
+            features[v],
+            log_targets(teacher[i], center, teacher_temp).exp(),
+            teacher_features[i],
+        )
+        for i in range(len(teacher))
+        for v in range(i + 1, len(student))
+    ]
+    loss, entropy = (torch.stack(part).mean() for part in zip(*pairs, strict=True))
+    return loss, entropy, region_loss(*given)[2]
+
+
+def _entropy_of_all_targets(*given: Any) -> _Numbers:
+    loss, _, center = region_loss(*given)
+    targets = [log_targets(view, given[4], given[6]).exp() for view in given[2]]
+    return loss, _mean([torch.special.entr(view).sum(dim=-1).mean() for view in targets]), center
+
+
+def _center_first(*given: Any) -> _Numbers:
+    center = region_loss(*given)[2]
+    named = dict(zip(_ARGUMENTS, given, strict=True)) | {"center": center}
+    loss, entropy, _ = region_loss(**named)
+    return loss, entropy, center
+
+
 def _mean_answer(views: list[Tensor]) -> Tensor:
     rows, _ = pack(views, "* k")
     return rows.mean(dim=0)
 
 
 def _views_case(counts: tuple[int, ...], k: int, *settings: float) -> tuple:
-    student, features = [0.3 * _random(2, t, k) for t in counts], [_features(2, t, 6) for t in counts]
+    student, features = [0.3 * _random(2, n, k) for n in counts], [_features(2, n, 6) for n in counts]
     teacher, of_teacher = (
-        [0.3 * _random(2, t, k) for t in counts[:2]],
-        [_features(2, t, 6) for t in counts[:2]],
+        [0.3 * _random(2, n, k) for n in counts[:2]],
+        [_features(2, n, 6) for n in counts[:2]],
     )
     return (student, features, teacher, of_teacher, 0.1 * _random(k), *settings)
 
@@ -389,7 +517,7 @@ REGION_LOSS = Exercise(
     name="region_loss",
     solution=region_loss,
     cases=(_views_case((4, 5, 2), 5, 0.1, 0.04, 0.9), _views_case((3, 5, 2, 2), 7, 0.2, 0.05, 0.6)),
-    praise="Each view answers for every other one, and the center moves towards all that the teacher said.",
+    praise="Each view answers for every other one, and the center moves towards all the teacher's logits.",
     mistakes={
         "same view too": Mistake(
             _over(_mean, own=True),
@@ -431,14 +559,99 @@ REGION_LOSS = Exercise(
             _with(teacher_temp=lambda given: given["student_temp"]),
             "The targets have the student's temperature. The teacher has its own, a lower one.",
         ),
+        "each pair once": Mistake(
+            _each_pair_once,
+            "You compare each pair of views once, v > i. Each of the teacher's views is compared with all "
+            "*other* views of the student, earlier ones too: v != i.",
+        ),
+        "targets as logarithms": Mistake(
+            _changed(_log_softmax, targets=lambda logarithms: logarithms),
+            "Your targets are still logarithms, which have no entropy: log_targets(…).exp() are the "
+            "probabilities.",
+        ),
+        "logits for log-probabilities": Mistake(
+            _changed(lambda view, temperature: view / temperature),
+            "You gave pair_loss the student's logits. It wants log-probabilities: log_softmax over the "
+            "prototypes.",
+        ),
+        "probabilities for their logarithms": Mistake(
+            _changed(lambda view, temperature: (view / temperature).softmax(dim=-1)),
+            "You gave pair_loss the student's probabilities. It wants their logarithms: log_softmax.",
+        ),
+        "temperature after the softmax": Mistake(
+            _changed(lambda view, temperature: view.log_softmax(dim=-1) / temperature),
+            "The student's temperature divides the logits, before log_softmax; afterwards the numbers are no "
+            "log-probabilities any more.",
+        ),
+        "match by answers": Mistake(
+            _with(
+                student_features=lambda given: given["student"],
+                teacher_features=lambda given: given["teacher"],
+            ),
+            "You match by the heads' logits. The match is made of the backbone's features.",
+        ),
+        "student's features for the teacher's": Mistake(
+            _with(teacher_features=lambda given: given["student_features"][: len(given["teacher"])]),
+            "The teacher's views are matched by the student's features of them. They have features of their "
+            "own: teacher_features[i].",
+        ),
+        "entropy of all targets": Mistake(
+            _entropy_of_all_targets,
+            "The loss is right. The entropy is that of all the teacher's regions; take the mean of what "
+            "pair_loss gives, the entropy of the targets that are used.",
+        ),
+        "the next center already": Mistake(
+            _center_first,
+            "You moved the center before the loss. The targets of this step are made with the old one; the "
+            "new one is for the next step.",
+        ),
+        "momentum turned round": Mistake(
+            _center_changed(
+                lambda given: torch.lerp(
+                    given["center"], _mean_answer(given["teacher"]), given["center_momentum"]
+                )
+            ),
+            "The loss is right, but the center leaps: center_momentum is the share of the *old* center that "
+            "stays.",
+        ),
+        "center of the targets": Mistake(
+            _center_changed(
+                lambda given: _moved(
+                    _mean_answer(
+                        [
+                            log_targets(view, given["center"], given["teacher_temp"]).exp()
+                            for view in given["teacher"]
+                        ]
+                    ),
+                    given,
+                )
+            ),
+            "The loss is right, but the center moves towards the targets. It is a mean of the teacher's "
+            "*logits*, as they come from the head.",
+        ),
+        "center of centred logits": Mistake(
+            _center_changed(lambda given: _moved(_mean_answer(given["teacher"]) - given["center"], given)),
+            "The loss is right, but the center moves towards the logits after it was taken away from them. "
+            "It wants the raw ones.",
+        ),
+        "moved once for each view": Mistake(
+            _center_changed(
+                lambda given: _moved(
+                    _mean_answer(given["teacher"][1:]),
+                    given | {"center": _moved(_mean_answer(given["teacher"][:1]), given)},
+                )
+            ),
+            "The loss is right, but the center moves once for each of the teacher's views. It moves once a "
+            "step, towards the mean over all of them: pack the views first.",
+        ),
         "center stays": Mistake(
             _center_changed(lambda given: given["center"]),
             "The loss is right, but the center stays where it was. `next_center` moves it.",
         ),
         "center of the student": Mistake(
             _center_changed(lambda given: _moved(_mean_answer(given["student"]), given)),
-            "The loss is right, but the center moves towards the student's answers. It is the mean of what "
-            "the *teacher* said.",
+            "The loss is right, but the center moves towards the student's answers. It is the mean of "
+            "the *teacher's* logits.",
         ),
         "center of the last view": Mistake(
             _center_changed(lambda given: _moved(_mean_answer(given["teacher"][-1:]), given)),
@@ -462,7 +675,7 @@ REGION_LOSS = Exercise(
 
 
 def _mutual(likeness: Tensor) -> Tensor:
-    """Cosines (b, t, s), or what somebody takes for them -> booleans (b, t)."""
+    """Cosines (b, s, t), or what somebody takes for them -> booleans (b, s)."""
     there, back = likeness.argmax(dim=2), likeness.argmax(dim=1)
     return back.gather(1, there) == torch.arange(likeness.shape[1])
 
@@ -532,18 +745,18 @@ MUTUAL_MATCHES = Exercise(
 )
 
 
-def _carried(likeness: Tensor, masks: Tensor, n: int) -> Tensor:
-    """The mean mask of the n most alike: cosines (b, t, s), masks (b, s) -> shares (b, t)."""
-    nearest = likeness.topk(n, dim=-1).indices  # (b, t, n)
+def _carried(likeness: Tensor, masks: Tensor, count: int) -> Tensor:
+    """The mean mask of the `count` most alike: cosines (b, s, t), masks (b, t) -> shares (b, s)."""
+    nearest = likeness.topk(count, dim=-1).indices  # (b, s, count)
     return masks.float()[torch.arange(len(masks))[:, None, None], nearest].mean(dim=-1)
 
 
-def _carry_masks(student: Tensor, teacher: Tensor, masks: Tensor, n: int) -> Tensor:
-    return _carried(_cosines(student, teacher), masks, n)
+def _carry_masks(student: Tensor, teacher: Tensor, masks: Tensor, count: int) -> Tensor:
+    return _carried(_cosines(student, teacher), masks, count)
 
 
-def _carry_weighted(student: Tensor, teacher: Tensor, masks: Tensor, n: int) -> Tensor:
-    values, nearest = _cosines(student, teacher).topk(n, dim=-1)
+def _carry_weighted(student: Tensor, teacher: Tensor, masks: Tensor, count: int) -> Tensor:
+    values, nearest = _cosines(student, teacher).topk(count, dim=-1)
     known = masks.float()[torch.arange(len(masks))[:, None, None], nearest]
     return (values.softmax(dim=-1) * known).sum(dim=-1)
 
@@ -559,31 +772,53 @@ CARRY_MASKS = Exercise(
     praise="A mask drawn once goes wherever the features do: so objects are followed through a film.",
     mistakes={
         "not normalised": Mistake(
-            lambda student, teacher, masks, n: _carried(student @ teacher.mT, masks, n), _NOT_NORMALISED
+            lambda student, teacher, masks, count: _carried(student @ teacher.mT, masks, count),
+            _NOT_NORMALISED,
         ),
         "normalised over the regions": Mistake(
-            lambda student, teacher, masks, n: _carried(_cosines_over_regions(student, teacher), masks, n),
+            lambda student, teacher, masks, count: _carried(
+                _cosines_over_regions(student, teacher), masks, count
+            ),
             _WRONG_AXIS,
         ),
         "the best only": Mistake(
-            lambda student, teacher, masks, n: _carry_masks(student, teacher, masks, 1),
-            "You ask the best match only. Take the mean over the n best.",
+            lambda student, teacher, masks, count: _carry_masks(student, teacher, masks, 1),
+            "You look at the best match only. Take the mean over the `count` best.",
         ),
         "the worst": Mistake(
-            lambda student, teacher, masks, n: _carried(-_cosines(student, teacher), masks, n), _LEAST_ALIKE
+            lambda student, teacher, masks, count: _carried(-_cosines(student, teacher), masks, count),
+            _LEAST_ALIKE,
         ),
         "weighted": Mistake(
             _carry_weighted,
-            "You weight the n best by a softmax of their cosines. Here each of them counts the same.",
+            "You weight the best by a softmax of their cosines. Here each of them counts the same.",
         ),
         "summed": Mistake(
-            lambda student, teacher, masks, n: n * _carry_masks(student, teacher, masks, n),
-            "You count how many of the n best show the object. Their share is wanted: divide by n.",
+            lambda student, teacher, masks, count: count * _carry_masks(student, teacher, masks, count),
+            "You count how many of the best show the object. Their share is wanted: divide by `count`.",
         ),
         "same place": Mistake(
-            lambda student, teacher, masks, n: masks.float().gather(1, _same_place(student, teacher)),
-            "Region j takes what region j of the other view shows. Its best matches are to be asked.",
+            lambda student, teacher, masks, count: masks.float().gather(1, _same_place(student, teacher)),
+            "Region j takes what region j of the other view shows. Its best matches decide.",
         ),
+        "the first picture's mask": Mistake(
+            lambda student, teacher, masks, count: _carry_masks(
+                student, teacher, masks[:1].expand_as(masks), count
+            ),
+            "You look up every picture's matches in the first picture's mask: each has a row of its own.",
+        ),
+        "majority": Mistake(
+            lambda *case: _carry_masks(*case) > 0.5,
+            "You decide by majority. Wanted is the share itself; whoever draws a mask of it may choose where "
+            "to cut.",
+        ),
+        "any": Mistake(
+            lambda *case: _carry_masks(*case) > 0,
+            "You ask whether any of the best matches is in the mask. Wanted is the share of them that is.",
+        ),
+    },
+    errors={
+        "could not infer output dtype": "The masks are booleans, which have no mean: use .float() first."
     },
 )
 

@@ -71,6 +71,14 @@ SCALED = Exercise(
             lambda batch: (5e-4 * (batch / 256) ** 0.5, scaled(batch)[1]),
             "The root is a rule that others use; DINO's authors scale in proportion to the batch.",
         ),
+        "rate upside down": Mistake(
+            lambda batch: (5e-4 * 256 / batch, scaled(batch)[1]),
+            "The rate is upside down: it grows with the batch.",
+        ),
+        "whole divisions": Mistake(
+            lambda batch: (5e-4 * (batch // 256), 0.996 ** (batch // 1024)),
+            "`//` rounds down, to 0 for small batches. Divide with `/`.",
+        ),
         "changed places": Mistake(
             lambda batch: scaled(batch)[::-1],
             "The two changed places: the rate comes first.",
@@ -119,6 +127,14 @@ OWN_SHARE = Exercise(
             lambda batch, index, count: batch[index * count : (index + 1) * count],
             "You took `count` rows; a share has b / count.",
         ),
+        "to the end": Mistake(
+            lambda batch, index, count: batch[index * (len(batch) // count) :],
+            "Your share begins at the right row but runs to the end: keep b / count rows.",
+        ),
+        "one row": Mistake(
+            lambda batch, index, count: batch[index],
+            "This is one row. A share has b / count of them, and keeps the first axis.",
+        ),
     },
 )
 
@@ -151,13 +167,14 @@ def _trained_and_watched(kind: Callable[..., Any], case: tuple[int, int]) -> Any
     The model is `weight = finished`, so the number that is measured says when.
     """
     every, steps = case
-    model = nn.Linear(1, 1, bias=False).train()
+    layer, frozen = nn.Linear(1, 1, bias=False), nn.Dropout().eval()
+    model = nn.Sequential(layer, frozen)
     modes: list[float] = []
     history: dict[str, list[float]] = {"knn": [], "knn_step": []}
 
-    def measure(measured: nn.Module) -> float:
+    def measure(measured: Any) -> float:
         modes.append(float(measured.training) + 2.0 * torch.is_grad_enabled())
-        return measured.weight.item()  # type: ignore[operator, union-attr]
+        return measured[0].weight.item()
 
     def record(numbers: dict[str, float]) -> None:
         for name, number in numbers.items():
@@ -169,7 +186,7 @@ def _trained_and_watched(kind: Callable[..., Any], case: tuple[int, int]) -> Any
         for step in range(steps):
             run.step, run.finished = step, step + 1
             with torch.no_grad():
-                model.weight.fill_(float(step + 1))
+                layer.weight.fill_(float(step + 1))
             callback.after_step(run)
     if not modes:
         return None  # nothing was measured: a stub
@@ -177,7 +194,7 @@ def _trained_and_watched(kind: Callable[..., Any], case: tuple[int, int]) -> Any
         torch.tensor(history["knn"]),
         torch.tensor(history["knn_step"]),
         torch.tensor(modes),
-        torch.tensor([float(model.training)]),
+        torch.tensor([float(part.training) for part in model.modules()]),
     )
 
 
@@ -219,6 +236,48 @@ class _WithGradients(MeasureEvery):
                 run.record({"knn": self.measure(run.model), "knn_step": run.finished})
 
 
+class _AllInTraining(MeasureEvery):
+    def after_step(self, run: Any) -> None:
+        if run.finished % self.every == 0:
+            with torch.no_grad():
+                run.record({"knn": self.measure(run.model.eval()), "knn_step": run.finished})
+            run.model.train()
+
+
+class _Returned(MeasureEvery):
+    def after_step(self, run: Any) -> Any:
+        if run.finished % self.every == 0:
+            with eval_mode(run.model), torch.no_grad():
+                return {"knn": self.measure(run.model), "knn_step": run.finished}
+
+
+class _NoStep(MeasureEvery):
+    def after_step(self, run: Any) -> None:
+        if run.finished % self.every == 0:
+            with eval_mode(run.model), torch.no_grad():
+                run.record({"knn": self.measure(run.model)})
+
+
+class _Once(MeasureEvery):
+    def after_step(self, run: Any) -> None:
+        if run.finished == self.every:
+            super().after_step(run)
+
+
+class _NumbersEvery(MeasureEvery):
+    def after_step(self, run: Any) -> None:
+        if run.finished % self.every == 0:
+            with eval_mode(run.model), torch.no_grad():
+                run.record({"knn": self.measure(run.model), "knn_step": self.every})
+
+
+class _OneEarly(MeasureEvery):
+    def after_step(self, run: Any) -> None:
+        if (run.finished + 1) % self.every == 0:
+            with eval_mode(run.model), torch.no_grad():
+                run.record({"knn": self.measure(run.model), "knn_step": run.finished})
+
+
 class _EveryStep(MeasureEvery):
     def after_step(self, run: Any) -> None:
         with eval_mode(run.model), torch.no_grad():
@@ -249,6 +308,22 @@ MEASURE_EVERY = Exercise(
         ),
         "with gradients": Mistake(
             _WithGradients, "Measure under torch.no_grad(): the graph of all photographs fills the memory."
+        ),
+        "all parts in training mode": Mistake(
+            _AllInTraining,
+            ".train() switches on what was off before too, such as a frozen part. eval_mode(run.model) gives "
+            "every part the mode that it had.",
+        ),
+        "returned": Mistake(
+            _Returned, "You return the numbers, which `fit` does not look at: hand them to run.record(…)."
+        ),
+        "without the step": Mistake(_NoStep, 'Record "knn_step" too, or nobody knows when it was measured.'),
+        "only once": Mistake(_Once, "You measure once, after `every` steps: take a multiple, with %."),
+        "interval recorded": Mistake(
+            _NumbersEvery, "You recorded `self.every` as the step, always the same: record `run.finished`."
+        ),
+        "one step early": Mistake(
+            _OneEarly, "You measure a step too early: `run.finished` counts from 1 already."
         ),
         "at every step": Mistake(_EveryStep, "You measure after every step: only every `every`-th."),
     },
@@ -281,6 +356,10 @@ WHOLE_CENTER = Exercise(
         "divided by the processes": Mistake(
             lambda means, counts: (means * counts[:, None]).mean(dim=0),
             "Divide by the number of rows, not by that of the processes.",
+        ),
+        "means divided by rows": Mistake(
+            lambda means, counts: means.sum(dim=0) / counts.sum(),
+            "You divided a sum of means by rows: make each mean a sum first, times its count.",
         ),
         "the first process": Mistake(
             lambda means, counts: means[0], "This is the centre of process 0 alone: nothing was reduced."
@@ -345,6 +424,33 @@ TRANSLATED = Exercise(
             ),
             "A process's share of the step comes in micro-batches: divide by accumulate too.",
         ),
+        "epochs run together": Mistake(
+            lambda pictures, epochs, batch, accumulate, count: (
+                epochs * pictures // batch,
+                batch // (accumulate * count),
+            ),
+            "Every epoch leaves its own last batch out: round down before you multiply by the epochs.",
+        ),
+        "one epoch": Mistake(
+            lambda pictures, epochs, batch, accumulate, count: (
+                pictures // batch,
+                batch // (accumulate * count),
+            ),
+            "These are the steps of one epoch.",
+        ),
+        "steps divided": Mistake(
+            lambda pictures, epochs, batch, accumulate, count: (
+                epochs * (pictures // batch) // (accumulate * count),
+                batch // (accumulate * count),
+            ),
+            "`batch` holds all processes and micro-batches already: they change no number of steps.",
+        ),
+        "changed places": Mistake(
+            lambda pictures, epochs, batch, accumulate, count: translated(
+                pictures, epochs, batch, accumulate, count
+            )[::-1],
+            "The two changed places: the steps come first.",
+        ),
         "the last batch counted": Mistake(
             lambda pictures, epochs, batch, accumulate, count: (
                 epochs * -(-pictures // batch),
@@ -370,10 +476,17 @@ def _tokens() -> Tensor:
     return tokens
 
 
+def _tokens_with_an_even_one() -> Tensor:
+    """One token is 2.5 times as long as the others, but the sum of its entries five times as large."""
+    tokens = torch.eye(4)[[0, 1, 2, 3, 0, 1, 2]]
+    tokens[4] = 1.25
+    return tokens[None]
+
+
 ARTEFACTS = Exercise(
     name="artefacts",
     solution=artefacts,
-    cases=((_tokens(), 3.0), (_tokens(), 2.0)),
+    cases=((_tokens(), 3.0), (_tokens(), 2.0), (_tokens_with_an_even_one(), 3.0)),
     praise="The median does not move for a few long tokens; the mean would hide them.",
     mistakes={
         "mean": Mistake(
@@ -400,6 +513,22 @@ ARTEFACTS = Exercise(
                 > times * tokens.abs().amax(dim=-1).median(dim=1, keepdim=True).values
             ),
             "The length of a token is its norm, not its largest entry.",
+        ),
+        "sum of sizes": Mistake(
+            lambda tokens, times: (
+                tokens.abs().sum(dim=-1) > times * tokens.abs().sum(dim=-1).median(dim=1, keepdim=True).values
+            ),
+            "The length of a token is the root of its summed squares, not the sum of its sizes.",
+        ),
+        "times alone": Mistake(
+            lambda tokens, times: tokens.norm(dim=-1) > times,
+            "You compared with `times` itself: it counts medians.",
+        ),
+        "added": Mistake(
+            lambda tokens, times: (
+                tokens.norm(dim=-1) > times + tokens.norm(dim=-1).median(dim=1, keepdim=True).values
+            ),
+            "You added `times` to the median: multiply.",
         ),
         "squares": Mistake(
             lambda tokens, times: (

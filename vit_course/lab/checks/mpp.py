@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,6 +107,38 @@ MEAN_COLOUR_LABELS = Exercise(
             _wrong_label(lambda means, bits: _pack(_levels(means, 3), 3)),
             "Right for 3 bits, and only for them: there are 2**bits levels, and the weights are its powers.",
         ),
+        "powers of two": Mistake(
+            _wrong_label(lambda means, bits: (_levels(means, bits).long() * 2 ** torch.arange(3)).sum(-1)),
+            "Your weights are 1, 2 and 4. There are 8 levels for 3 bits, so they are 1, 8 and 64: powers of "
+            "2**bits.",
+        ),
+        "rounded up": Mistake(
+            _wrong_label(lambda means, bits: _pack((means * 2**bits).ceil() - 1, bits)),
+            "You round up and subtract 1. So 0 would be level -1, and a colour on a border falls too low: "
+            "use floor.",
+        ),
+        "by bytes": Mistake(
+            _wrong_label(lambda means, bits: _pack((means * 255).floor() // (256 // 2**bits), bits)),
+            "You go by whole bytes, 0 … 255, and the borders of the levels move a little: multiply by "
+            "2**bits at once.",
+        ),
+        "pixels for patches": Mistake(
+            lambda images, patch_size, bits: _pack(
+                _levels(
+                    reduce(
+                        images,
+                        "b c (p1 rows) (p2 columns) -> b (rows columns) c",
+                        "mean",
+                        p1=patch_size,
+                        p2=patch_size,
+                    ),
+                    bits,
+                ),
+                bits,
+            ),
+            "You took the axes apart the wrong way round, so each mean is over pixels from all over the "
+            "picture: (rows p1) and (columns p2).",
+        ),
         "levels averaged": Mistake(
             lambda images, patch_size, bits: _pack(_means(_levels(images, bits), patch_size).floor(), bits),
             "You take the level of every pixel and then their mean. First the mean of the patch, then its "
@@ -174,6 +207,10 @@ def _corruption(
         index = (n * order[:, :m]).long()
     if mistake == "one order for all":
         index = index[:1].expand(b, m)
+    if mistake == "reading order":
+        index = index.sort(dim=1).values
+    if mistake == "down the batch":
+        index = order.argsort(dim=0)[:, :m]
     if mistake == "ranks":
         index = ranked.argsort(dim=1)[:, :m]
     is_masked = chance < replace_prob
@@ -187,6 +224,10 @@ def _corruption(
     if mistake == "shares of what is left":
         is_random = ~is_masked & (chance < replace_prob + (1 - replace_prob) * random_patch_prob)
     other = index + shift if mistake == "not in a circle" else (index + shift) % n
+    if mistake == "a circle of m":
+        other = (index + shift) % m
+    if mistake == "a step in the ranking":
+        other = ranked.gather(1, (torch.arange(m) + shift) % n)
     if mistake == "shift as a place":
         other = shift
     if mistake == "clamped":
@@ -194,6 +235,10 @@ def _corruption(
     source = torch.where(is_random, other, index)
     if mistake == "a source for the masked":
         source = torch.where(is_random | is_masked, other, index)
+    if mistake == "every source moved":
+        source = other
+    if mistake == "exchanged for masked":
+        is_masked = is_random
     if mistake == "masked means unmasked":
         is_masked = ~is_masked
     if mistake == "source first":
@@ -222,6 +267,13 @@ CORRUPTION_FROM = Exercise(
                 "order.argsort(dim=1)."
             ),
             "one order for all": "Every picture lost the same patches: each row of `order` is one picture.",
+            "reading order": (
+                "You have the right patches, in reading order. `chance` and `shift` belong to them from the "
+                "smallest number up: leave them in the order of argsort."
+            ),
+            "down the batch": (
+                "You sorted down the batch, picture against picture: argsort(dim=1) ranks the patches of one."
+            ),
             "ranks": (
                 "This is the rank of each of the first m patches (argsort twice). Which patches hold the m "
                 "smallest numbers? One argsort, then [:, :m]."
@@ -246,6 +298,21 @@ CORRUPTION_FROM = Exercise(
             "clamped": (
                 "You clamp at the last patch, which is then taken too often, and may replace itself: step on "
                 "in a circle, % n."
+            ),
+            "a circle of m": (
+                "You step in a circle of the m corrupted patches. A patch is exchanged for any of all n: % n."
+            ),
+            "a step in the ranking": (
+                "You step `shift` places further in the ranking of the random numbers. It is places in the "
+                "picture: (index + shift) % n."
+            ),
+            "every source moved": (
+                "Every patch has another source, also those that are masked or kept. Only exchanged ones do: "
+                "torch.where."
+            ),
+            "exchanged for masked": (
+                "index and source are right. The third is true where a patch is exchanged; it is for those "
+                "that are masked."
             ),
             "shift as a place": (
                 "`shift` is how far to step on from the patch itself, not a place: (index + shift) % n."
@@ -292,6 +359,29 @@ def _corrupt(patches: Tensor, corruption: Corruption, mask_token: Tensor, *, mis
     return out
 
 
+def _untouched(function: Callable, case: tuple[Tensor, Corruption, Tensor]) -> Any:
+    """The corrupted patches, and what has become of those that came in."""
+    patches, corruption, mask_token = case
+    answer = function(patches, corruption, mask_token)
+    return answer if answer is None or answer is Ellipsis else (answer, patches)
+
+
+def _in_place(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tensor:
+    return patches.copy_(corrupt(patches, corruption, mask_token))
+
+
+def _first_number_only(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tensor:
+    taken = corrupt(patches, corruption, mask_token).take_along_dim(corruption.index[..., None], dim=1)
+    return patches.scatter(1, corruption.index[..., None], taken)
+
+
+def _all_pictures(patches: Tensor, corruption: Corruption, mask_token: Tensor) -> Tensor:
+    out = patches.clone()
+    index, source, is_masked = corruption
+    out[:, index] = torch.where(is_masked[..., None], mask_token, patches[:, source])
+    return out
+
+
 def _draw(b: int, n: int, **shares: float) -> Corruption:
     return draw_corruption(b, n, **shares, generator=_generator)
 
@@ -329,11 +419,51 @@ CORRUPT = Exercise(
             ),
             "the first picture's draw": "Every picture got the draw of the first: each has its own row.",
         }.items()
+    }
+    | {
+        "in place": Mistake(
+            _in_place,
+            "The values are right, but you wrote into the patches that were lent to you. Whoever called "
+            "still needs them: write into a copy.",
+        ),
+        "one number of each patch": Mistake(
+            _first_number_only,
+            "Only the first number of each patch has changed: `scatter` writes as many as its index has. "
+            "Expand the index to all d, index[..., None].expand_as(taken).",
+        ),
+        "all pictures' draws": Mistake(
+            _all_pictures,
+            "patches[:, index] takes the places of all pictures for each picture. Each has a row of its own: "
+            "patches[torch.arange(b)[:, None], index].",
+        ),
+    },
+    calls=_untouched,
+    watches=True,
+    errors={
+        "does not match the shape of the indexed tensor": (
+            "is_masked is (b, m), one for each *corrupted* patch, not for all n: use it beside `index`."
+        )
     },
 )
 
 
 # ---- step 4: patch_changes ---------------------------------------------------------------------------------
+
+
+def _watched(function: Callable, case: tuple[nn.Module, int, int]) -> Any:
+    """The changes, and what has become of the embedding's modes."""
+    embed, *others = case
+    answer = function(embed, *others)
+    if answer is None or answer is Ellipsis:
+        return answer
+    return answer, torch.tensor([part.training for part in embed.modules()])
+
+
+def _partly_frozen(embed: nn.Module) -> nn.Module:
+    """An embedding in training, of which a part is in evaluation mode."""
+    filled(embed).train()
+    list(embed.modules())[-1].eval()
+    return embed
 
 
 class _Dropping(nn.Module):
@@ -372,6 +502,46 @@ def _wrong_changes(reduced: Callable[[Tensor], Tensor]) -> Callable:
     return answer
 
 
+def _left_in(embed: nn.Module, patch_size: int, channels: int, *, is_training: bool) -> Tensor:
+    """The right changes of an embedding that is left in evaluation or in training mode."""
+    answer = patch_changes(embed, patch_size, channels)
+    embed.train(is_training)
+    return answer
+
+
+def _other_white(rows: slice, columns: slice, planes: slice = slice(None)) -> Callable:
+    """A wrong answer that whitens something else: rows and columns in patches, some channels."""
+
+    def answer(embed: nn.Module, patch_size: int, channels: int) -> Tensor:
+        black = torch.zeros(1, channels, 3, 3)
+        white = black.clone()
+        white[:, planes, rows, columns] = 1
+        with eval_mode(embed):
+            other, first = (
+                embed(part.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3))
+                for part in (white, black)
+            )
+        return (other - first).abs().amax(dim=-1)[0]
+
+    return answer
+
+
+def _maxima_compared(embed: nn.Module, patch_size: int, channels: int) -> Tensor:
+    black = torch.zeros(1, channels, 3 * patch_size, 3 * patch_size)
+    white = black.clone()
+    white[..., _middle(patch_size), _middle(patch_size)] = 1
+    with eval_mode(embed):
+        return (embed(white).amax(dim=-1) - embed(black).amax(dim=-1)).abs()[0]
+
+
+def _black_in_white(embed: nn.Module, patch_size: int, channels: int) -> Tensor:
+    white = torch.ones(1, channels, 3 * patch_size, 3 * patch_size)
+    other = white.clone()
+    other[..., _middle(patch_size), _middle(patch_size)] = 0
+    with eval_mode(embed):
+        return (embed(other) - embed(white)).abs().amax(dim=-1)[0]
+
+
 def _evaluated(embed: nn.Module, *arguments: object, **options: bool) -> Tensor:
     with eval_mode(embed):
         return _probe(embed, *arguments, **options).abs().amax(dim=-1)  # type: ignore[arg-type]
@@ -381,15 +551,15 @@ PATCH_CHANGES = Exercise(
     name="patch_changes",
     solution=patch_changes,
     cases=(
-        (filled(ConvStem(patch_size=4, dim=8)).train(), 4, 3),
+        (_partly_frozen(ConvStem(patch_size=4, dim=8)), 4, 3),
         (filled(PatchEmbedding(patch_size=4, dim=8, channels=1)), 4, 1),
         (filled(_Dropping()).train(), 2, 3),
     ),
-    praise="Asked by experiment: a stem gives itself away, whatever it is called.",
+    praise="Found by experiment: a stem gives itself away, whatever it is called.",
     mistakes={
         "in training mode": Mistake(
             lambda embed, patch_size, channels: (
-                _probe(embed.train(), patch_size, channels, _middle(patch_size)).abs().amax(dim=-1)
+                _probe(embed, patch_size, channels, _middle(patch_size)).abs().amax(dim=-1)
             ),
             "You tried the embedding in training mode, where dropout changes its tokens by itself and "
             "BatchNorm takes nine patches for data: use eval_mode(embed).",
@@ -431,11 +601,42 @@ PATCH_CHANGES = Exercise(
             lambda *case: patch_changes(*case).view(3, 3),
             "The numbers are right; leave the nine of them in one row, (9,).",
         ),
+        "left in evaluation mode": Mistake(
+            partial(_left_in, is_training=False),
+            "The numbers are right, but the embedding is left in evaluation mode: `with eval_mode(embed):` "
+            "gives every part back the mode it had.",
+        ),
+        "left in training mode": Mistake(
+            partial(_left_in, is_training=True),
+            "The numbers are right, but embed.train() at the end switches parts on that were in evaluation "
+            "mode before: `with eval_mode(embed):` gives every part back the mode it had.",
+        ),
+        "a row of patches": Mistake(
+            _other_white(slice(1, 2), slice(None)),
+            "You whitened a whole row of patches. Only the one in the middle is white: its rows *and* its "
+            "columns run from p to 2p.",
+        ),
+        "one channel": Mistake(
+            _other_white(slice(1, 2), slice(1, 2), slice(0, 1)),
+            "You changed the first channel only, so the patch is red. White is 1 in all channels.",
+        ),
+        "maxima compared": Mistake(
+            _maxima_compared,
+            "You compare the maxima of the tokens. The change comes first, channel by channel, then its "
+            "maximum.",
+        ),
+        "black in white": Mistake(
+            _black_in_white,
+            "You turned a black patch out of white ones. A stem's layers are not linear, and the numbers "
+            "differ: start from black.",
+        ),
         "yes or no": Mistake(
             lambda *case: patch_changes(*case) > 1e-6,
             "You return yes or no; how large is the change of each token?",
         ),
     },
+    calls=_watched,
+    watches=True,
 )
 
 
@@ -449,7 +650,8 @@ def _predictions(module_type: Callable[..., MPP], case: tuple[dict, tuple]) -> A
     filled(model.backbone), filled(model.head)
     torch.default_generator.manual_seed(5)
     model.mask_token.data.normal_()
-    answer = model.predict(*inputs)
+    images, seed = inputs
+    answer = model.predict(images, torch.Generator().manual_seed(seed))
     return answer[:2] if isinstance(answer, tuple | list) else answer  # the draw is not judged
 
 
@@ -466,20 +668,25 @@ class _Wrong(MPP):
         raw = images if self.mistake == "normalised colours" else images * self.std + self.mean
         raw = (images - self.mean) / self.std if self.mistake == "normalised twice" else raw
         labels = mean_colour_labels(raw.clamp(0, 1), p, self.bits)
-        draw = draw_corruption(*labels.shape, **self.shares, generator=generator)
-        patches = self.backbone.patch_embed(images)
-        tokens = corrupt(patches, draw, self.mask_token)
+        source = None if self.mistake == "draws of its own" else generator
+        shares = {} if self.mistake == "shares of its own" else self.shares
+        draw = draw_corruption(*labels.shape, **shares, generator=source)
+        patches = self.backbone.patch_embed(raw if self.mistake == "raw colours for the network" else images)
+        drawn = draw
+        if self.mistake == "drawn twice":
+            drawn = draw_corruption(*labels.shape, **shares, generator=source)
+        tokens = corrupt(patches, drawn, self.mask_token)
         if self.mistake == "not corrupted":
             tokens = patches
         if self.mistake == "without the blocks":
             out = tokens
         else:
             out = self.backbone.forward_tokens(tokens, patch_grid(images.shape[-2:], p))
-            prefix = self.backbone.num_prefix_tokens
+            prefix = 1 if self.mistake == "always a class token" else self.backbone.num_prefix_tokens
             out = out[:, : labels.shape[1]] if self.mistake == "class token left in" else out[:, prefix:]
         if self.mistake == "all patches":
             return self.head(out), labels, draw
-        index = draw.source if self.mistake == "asked at the source" else draw.index
+        index = draw.source if self.mistake == "judged at the source" else draw.index
         logits = self.head(out.take_along_dim(index[..., None], dim=1))
         if self.mistake == "the first labels":
             return logits, labels[:, : index.shape[1]], draw
@@ -502,13 +709,19 @@ MODEL = Exercise(
     cases=(
         (
             dict(backbone=ViT(**_SIZES), mean=0.5, std=0.25, **_SHARES),
-            ((_uniform(2, 3, 16, 16) - 0.5) / 0.25,),
+            ((_uniform(2, 3, 16, 16) - 0.5) / 0.25, 1),
         ),
-        (dict(backbone=SimpleViT(**_SIZES), **_SHARES), (_uniform(2, 3, 16, 16),)),
-        (dict(backbone=ViT(**_SIZES), mean=0.5, std=0.25), ((_uniform(2, 3, 16, 24) - 0.5) / 0.25,)),
+        (dict(backbone=SimpleViT(**_SIZES), **_SHARES), (_uniform(2, 3, 16, 16), 2)),
+        (dict(backbone=ViT(**_SIZES), mean=0.5, std=0.25), ((_uniform(2, 3, 16, 24) - 0.5) / 0.25, 3)),
     ),
-    praise="Hidden after the embedding, asked at the places that were corrupted, judged by raw colours.",
+    praise="Hidden after the embedding, judged at the places that were corrupted, by raw colours.",
     calls=_predictions,
+    errors={
+        "patches needs": (
+            "A picture may be wider than those that the ViT was built for: give forward_tokens the grid, "
+            "patch_grid(images.shape[-2:], patch_size)."
+        )
+    },
     mistakes={
         name: Mistake(type("Wrong", (_Wrong,), {"mistake": name}), says)
         for name, says in {
@@ -517,6 +730,24 @@ MODEL = Exercise(
                 "images · std + mean."
             ),
             "normalised twice": "You normalised once more; undo it for the labels: images · std + mean.",
+            "raw colours for the network": (
+                "The labels are right, but the network gets the raw colours too. They are for the labels "
+                "alone: embed the images as they came."
+            ),
+            "draws of its own": (
+                "Your draw does not come from `generator`, so no seed repeats it: give it to draw_corruption."
+            ),
+            "shares of its own": (
+                "You draw with the default shares. The model has its own: draw_corruption(…, **self.shares)."
+            ),
+            "drawn twice": (
+                "You draw twice, once for the tokens and once for the places that are judged. Both must be "
+                "one draw."
+            ),
+            "always a class token": (
+                "You always leave out one token. SimpleViT has no class token: num_prefix_tokens says how "
+                "many there are."
+            ),
             "not corrupted": "The backbone saw all patches as they were: it reads off the answer.",
             "without the blocks": (
                 "The head sits on the corrupted tokens themselves: what the backbone makes of them is "
@@ -526,14 +757,14 @@ MODEL = Exercise(
                 "The tokens are off by one: forward_tokens gives the class token first. Leave "
                 "num_prefix_tokens of them out."
             ),
-            "all patches": "You ask about all patches. Take those at corruption.index, and their labels.",
-            "asked at the source": (
-                "You ask where the exchanged patches came from. The question is what stood where they stand "
-                "now: index."
+            "all patches": "You judge all patches. Take those at corruption.index, and their labels.",
+            "judged at the source": (
+                "You look where the exchanged patches came from. The question is what stood where they "
+                "stand now: index."
             ),
             "the first labels": "The labels are those of the first m patches, not of the corrupted ones.",
             "only the masked": (
-                "You ask about the masked patches only. Those exchanged or kept are asked about too: the "
+                "You judge the masked patches only. Those exchanged or kept are to be predicted too: the "
                 "network must not know which patches it can trust."
             ),
             "probabilities": "These are probabilities; cross_entropy wants logits, straight from the head.",
@@ -672,6 +903,20 @@ PIXEL_LOSS = Exercise(
             ),
             "You took the places of the first picture for all: each row of `index` belongs to one picture.",
         ),
+        "all pictures' places": Mistake(
+            lambda predicted, images, index, patch_size: (
+                (predicted - patchify(images, patch_size)[:, index]).square().mean()
+            ),
+            "patches[:, index] takes the places of all pictures for each picture, and the difference is "
+            "broadcast. Each has a row of its own: take_along_dim(index[..., None], dim=1).",
+        ),
+        "one number of each patch": Mistake(
+            lambda predicted, images, index, patch_size: (
+                (predicted - patchify(images, patch_size).gather(1, index[..., None])).square().mean()
+            ),
+            "You fetch one number of each patch: `gather` takes as many as its index has. take_along_dim "
+            "takes them all.",
+        ),
         "channels first": Mistake(
             _laid_out("b (rows columns) (c p1 p2)"),
             "Your patches are laid out channel by channel; those of lesson 01 keep the colours of a pixel "
@@ -703,7 +948,7 @@ PIXEL_LOSS = Exercise(
                     reduce(predicted - wanted, "b m (pixels c) -> b m c", "mean", c=3).square().mean()
                 )
             ),
-            "You compare mean colours. Here each pixel of a patch is asked for.",
+            "You compare mean colours. Here each pixel of a patch is to be predicted.",
         ),
         "each picture alone": Mistake(
             _of_pixels(lambda predicted, wanted: (predicted - wanted).square().mean(dim=(1, 2))),
@@ -764,6 +1009,24 @@ GRID_LABELS = Exercise(
             ),
             "You took the axes apart the wrong way round: a row of patches holds its cells together, (rows "
             "y) and (columns x).",
+        ),
+        "cells pixels wide": Mistake(
+            lambda images, patch_size, cells: _regrouped("b (rows columns) (y x)")(
+                images, patch_size, patch_size // cells
+            ),
+            "Your cells are `cells` pixels wide. A patch has `cells` of them along each side, so each is "
+            "patch_size // cells pixels wide.",
+        ),
+        "rows of the width": Mistake(
+            lambda images, patch_size, cells: rearrange(
+                mean_colour_labels(images, patch_size // cells, 3),
+                "b (rows y columns x) -> b (rows columns) (y x)",
+                rows=images.shape[3] // patch_size,
+                y=cells,
+                x=cells,
+            ),
+            "You made the number of rows of the picture's width. Rows are counted along its height: "
+            "images.shape[2] // patch_size.",
         ),
         "one label for all": Mistake(
             lambda images, patch_size, cells: (

@@ -291,6 +291,7 @@ def likenesses(
         figsize=(0.8 * WIDTH, 0.8 * WIDTH / columns * height / width * len(places) + 0.3),
         squeeze=False,
         layout="constrained",
+        dpi=80,
     )
     for row, place in enumerate(places):
         draw_image(axes[row, 0], image)

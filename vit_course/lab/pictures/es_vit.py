@@ -21,8 +21,8 @@ def arrows(student: Tensor, teacher: Tensor) -> Figure:
     """Features of regions as arrows, as they are and scaled to length one.
 
     Args:
-        student: (t, 2), drawn with solid lines and the names a, b, …
-        teacher: (s, 2), drawn with dashes and the names 0, 1, …
+        student: (s, 2), drawn with solid lines and the names a, b, …
+        teacher: (t, 2), drawn with dashes and the names 0, 1, …
 
     Returns:
         A figure to give to `show`.
@@ -111,15 +111,15 @@ def _draw_match(axis: Axes, copies: Copies, place: int, goal: int, is_right: boo
 
 
 def photograph_and_matches(
-    image: Tensor, copy: Tensor, match: Tensor, places: Sequence[int], true_place: Tensor, columns: int
+    image: Tensor, mirrored: Tensor, match: Tensor, places: Sequence[int], true_place: Tensor, columns: int
 ) -> Figure:
-    """A photograph beside a changed copy: lettered regions, their matches, and rings where they belong.
+    """A photograph beside its mirror image: lettered regions, their matches, and rings where they belong.
 
     Args:
-        image, copy: (c, h, w) in 0..1.
-        match: the copy's region that each region matches (n,).
+        image, mirrored: (c, h, w) in 0..1.
+        match: the mirror image's region that each region matches (n,).
         places: the regions to show.
-        true_place: where each region stands in the copy (n,).
+        true_place: where each region stands in the mirror image (n,).
         columns: regions across the image.
 
     Returns:
@@ -135,7 +135,9 @@ def photograph_and_matches(
         row, column = divmod(region, columns)
         return (column + 0.5) * cell - 0.5, (row + 0.5) * cell - 0.5
 
-    for axis, shown, title in zip(axes, (image, copy), ("a photograph", "its copy"), strict=True):
+    for axis, shown, title in zip(
+        axes, (image, mirrored), ("the photograph", "its mirror image"), strict=True
+    ):
         draw_image(axis, shown)
         axis.set_title(title, fontsize=10)
         axis.axis("off")

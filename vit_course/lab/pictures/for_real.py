@@ -94,10 +94,10 @@ def knn_curve(steps: Sequence[float], shares: Sequence[float], baselines: Mappin
         baselines: shares under the names of what they are of.
     """
     figure, axis = pyplot.subplots(figsize=(WIDTH * 0.6, 3.0), layout="constrained")
-    axis.plot(steps, [100 * share for share in shares], "o-", color=COLOURS[0])
+    axis.plot(steps, [100 * share for share in shares], "o-", color=COLOURS[0], label="trained")
     for index, (name, share) in enumerate(baselines.items(), start=1):
-        axis.axhline(100 * share, color=COLOURS[index], ls=DASHES[index])
-        axis.annotate(name, (steps[0], 100 * share), xytext=(0, 3), textcoords="offset points", fontsize=9)
+        axis.axhline(100 * share, color=COLOURS[index], ls=DASHES[index], label=name)
+    figure.legend(loc="outside upper center", ncols=len(baselines) + 1, frameon=False)
     values = [100 * share for share in (*shares, *baselines.values())]
     axis.set(xlabel="steps", ylabel="right by neighbours, in %", ylim=(min(values) - 3, max(values) + 4))
     axis.grid(alpha=0.3)

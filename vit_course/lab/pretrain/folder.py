@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..catalogue import MODELS
+from ..writing import folder_beside, write_whole
 
 CONFIG, LOG, CHECKPOINT, WEIGHTS = "config.json", "log.jsonl", "checkpoint.pt", "model"
 
@@ -97,28 +96,6 @@ class RunFolder:
                 f"the weights could not be written to {self.weights}: {error}; what stood there before is "
                 "kept"
             ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file by another name, then move it: a full disk or a kill leaves no half of it."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """A folder in the same place, from which files can be moved to `path`; it is gone afterwards."""
-    beside = path.with_name(f".{path.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -103,6 +103,8 @@ def _argument(row: Row, text: str) -> tuple[str, Any]:
     allowed = [argument for argument in signature(row.kind).parameters if argument not in own]
     if name not in allowed or not is_given:
         raise ValueError(f"sizes are pairs such as dim=64, of {', '.join(allowed)}; got {text!r}")
+    if isinstance(signature(row.kind).parameters[name].default, str):
+        return name, value  # which words it can be, the model says
     numbers = [_number(text, part) for part in value.split(",")]
     return name, numbers[0] if len(numbers) == 1 else tuple(numbers)
 

@@ -27,11 +27,12 @@ class LabelledPictures:
         batch: photographs at a time.
         workers: processes that read them.
         known: the most photographs of training that lend their labels, spread over all classes.
-        asked: the most photographs that are asked about.
+        asked: the most photographs that are named by the others.
         progress: show bars while photographs are read.
 
     Attributes:
         classes: their names.
+        count: photographs that are named by the others.
 
     Raises:
         FileNotFoundError, ValueError: for a folder without classes, or with too few pictures of one.
@@ -63,7 +64,7 @@ class LabelledPictures:
             places = torch.linspace(0, len(pictures) - 1, min(most, len(pictures))).round().long().tolist()
             sampler: Any = [(place, place) for place in places]  # each with a seed, as the stream takes them
             self.loaders.append(DataLoader(pictures, batch, sampler=sampler, num_workers=workers))
-        self.classes = pictures.classes
+        self.classes, self.count = pictures.classes, len(places)
 
     def share_broken(self, trained: ImageFolderStream) -> None:
         """Name no photograph again that cannot be read and that the data set of the training has named."""
@@ -71,7 +72,7 @@ class LabelledPictures:
         trained.share_broken(known)
 
     def features(self, backbone: Any, pool: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features and labels of the known photographs, then of those that are asked about."""
+        """Features and labels of the known photographs, then of those that are named by the others."""
         found: list[Tensor] = []
         for loader in self.loaders:
             labels: list[Tensor] = []

@@ -30,7 +30,7 @@ class Pretraining:
         backbone: a published size, such as ViT-S/16, CaiT-XXS24, XCiT-T12/16, MaxViT-T or "DeiT-Ti/16
             distilled"; or the name of a model alone, such as ViT, for one that learns small pictures in
             minutes.
-        sizes: other arguments of the backbone, as dim=64 depth=2 layer_dropout=0.1.
+        sizes: other arguments of the backbone, as dim=64 depth=2 layer_dropout=0.1 pool=cls.
         image_size: side of the pictures in pixels; that of the published size, or 64, by default.
         patch_size: side of a patch in pixels; that of the published size, or an eighth of the picture, by
             default.
