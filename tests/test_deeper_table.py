@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import deeper
 import pytest
+import torch
 from deeper import TABLE, Run
 from tables import recipe
 
@@ -20,7 +21,15 @@ def test_every_network_has_the_same_layers(run: Run):
     assert sum(isinstance(part, MultiHeadAttention) for part in model.modules()) == 24
 
 
-def test_a_recipe_runs(monkeypatch):
+@pytest.fixture
+def precision_as_it_was():
+    """A run sets the precision of products for its own process."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_a_recipe_runs(monkeypatch, precision_as_it_was):
     learning, testing = deeper.pictures()
     monkeypatch.setattr(deeper, "pictures", lambda: (learning[:64], testing[:64]))
     numbers = replace(TABLE.several[-1], steps=1).run(seed=0)

@@ -166,8 +166,8 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         lambda: from_timm(timm_vit(init_values=0.1, reg_tokens=1)),
         "LayerScale.*register tokens",
     ),
-    "parallel blocks": (
-        lambda: from_timm(timm_vit(block_fn=timm.models.vision_transformer.ParallelThingsBlock)),
+    "parallel attention and feed-forward": (
+        lambda: from_timm(timm_vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock)),
         "its blocks",
     ),
     "stem": (lambda: from_torchvision(torchvision_vit(conv_stem_configs=STEM)), "conv_stem_configs"),

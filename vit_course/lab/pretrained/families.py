@@ -141,6 +141,13 @@ def _of_timm(name: str, **sizes: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def _parallel_of_timm() -> nn.Module:
+    from timm.models.vision_transformer import ParallelThingsBlock
+
+    changes = {"block_fn": ParallelThingsBlock, "init_values": 1e-4, "no_embed_class": True}
+    return _of_timm("VisionTransformer", **changes)()
+
+
 def _dinov3_of_timm() -> nn.Module:
     from timm import create_model
 
@@ -192,6 +199,7 @@ FAMILIES = [
     Family("CaiT", "timm", "from_timm", _of_timm("Cait", init_values=0.1, depth_token_only=2)),
     Family("XCiT", "timm", "from_timm", _of_timm("Xcit", cls_attn_layers=2)),
     Family("MaxViT", "torchvision", "from_torchvision", _of_torchvision_max_vit),
+    Family("Parallel ViT", "timm", "from_timm", _parallel_of_timm),
     Family("DINO", "timm", "from_timm", _of_timm("VisionTransformer", num_classes=0)),
     Family(
         "DINO",
