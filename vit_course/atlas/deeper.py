@@ -144,8 +144,8 @@ class ParallelBlock(nn.Module):
         self.ffns = nn.ModuleList(branch("mlp", mlp()) for _ in range(branches))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + sum(branch(tokens) for branch in self.attns)
-        return tokens + sum(branch(tokens) for branch in self.ffns)
+        tokens = sum((branch(tokens) for branch in self.attns), start=tokens)
+        return sum((branch(tokens) for branch in self.ffns), start=tokens)
 
 
 class AnyBlock(nn.Module):
