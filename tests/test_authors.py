@@ -1,5 +1,6 @@
 """The atlas's models give again what the code of their authors gave: every stored configuration."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def test_it_comes_in_evaluation_mode_and_is_a_copy(golden: Golden) -> None:
     assert golden.error(ours(golden)) < SAME
 
 
+def test_the_configuration_may_be_json(golden: Golden) -> None:
+    assert golden.error(from_authors(golden.variant, golden.weights, json.dumps(golden.config))) < SAME
+
+
 def test_every_variant_has_numbers() -> None:
     assert {authors.load(path).variant for path in FILES.values()} == FROM_AUTHORS.keys()
 
@@ -62,6 +67,11 @@ REFUSED: dict[str, tuple[Callable[[Golden], tuple], str]] = {
         lambda g: (g.variant, {k: v for k, v in g.weights.items() if k != "norm.bias"}, g.config),
         "norm.bias",
     ),
+    "no depth": (
+        lambda g: (g.variant, g.weights, {k: v for k, v in g.config.items() if k != "depth"}),
+        "'depth' is missing",
+    ),
+    "no weights": (lambda g: (g.variant, {}, g.config), "not those of a deepvit: .* is missing"),
 }
 
 

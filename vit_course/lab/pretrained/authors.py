@@ -34,4 +34,8 @@ def from_authors(variant: str, weights: Mapping[str, Tensor], config: Mapping[st
     """
     if variant not in FROM_AUTHORS:
         raise ValueError(f"from_authors knows {', '.join(FROM_AUTHORS)}, got {variant!r}")
-    return FROM_AUTHORS[variant](weights, json.loads(config) if isinstance(config, str) else config).eval()
+    arguments = json.loads(config) if isinstance(config, str) else config
+    try:
+        return FROM_AUTHORS[variant](weights, arguments).eval()
+    except KeyError as error:
+        raise ValueError(f"weights and config are not those of a {variant}: {error} is missing") from error
